@@ -1,13 +1,15 @@
 """Sections: typed, frozen tables of an experiment's TOML, each standing next to the code that it configures.
 
 A field's type carries its range, `Unit` its unit, and the docstring line beneath it is its reference documentation
-(shown by `modelforge describe` and in the JSON schema).
+(shown by `modelforge describe` and in the JSON schema). `PathText` marks paths: relative ones are relative to the TOML.
 """
 
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,17 @@ class Unit:
     """The unit of a number in a section, as metadata of its type."""
 
     name: str
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(core_schema), "x-unit": self.name}
+
+
+@dataclass(frozen=True)
+class IsPath:
+    """Marks a text as a path or glob, as metadata of its type: loading makes it absolute.
+
+    A default may contain `<name>`, which becomes the stem of the TOML's file name.
+    """
 
 
 class Section(BaseModel):
@@ -25,9 +38,25 @@ class Section(BaseModel):
     )
 
 
+Problem = tuple[str, str]
+"""A dotted key, relative to the section that is checked, and what is wrong with it."""
+
+
+class SectionError(ValueError):
+    """Keys that do not go together; raised in a `model_validator`, reported with the place of each key.
+
+    raise SectionError(("training.batch_size", "must not exceed ... (got 64)"))
+    """
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("; ".join(f"{key}: {message}" for key, message in problems))
+        self.problems = problems
+
+
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 CountOrZero = Annotated[int, Field(ge=0, strict=True)]
 Length = Annotated[float, Field(gt=0), Unit("angstrom")]
+PathText = Annotated[str, Field(min_length=1), IsPath()]

@@ -1,0 +1,12 @@
+"""Functions that bring an interaction smoothly to zero at the cutoff. E edges."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def cosine_cutoff(distance: Tensor, cutoff: float) -> Tensor:
+    """(cos(pi d/r_c) + 1)/2 below the cutoff, 0 beyond; (E,) -> (E,). Behler, J. Chem. Phys. 134, 074106 (2011), eq. 2."""
+    inside = 0.5 * (torch.cos(distance * (math.pi / cutoff)) + 1.0)
+    return torch.where(distance < cutoff, inside, torch.zeros_like(distance))

@@ -1,0 +1,53 @@
+"""Layers that know no potential: dense layers, two-layer networks, element embeddings. N atoms, F features, Z elements."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def dense(num_in: int, num_out: int, *, bias: bool = True) -> nn.Linear:
+    """A linear layer with Xavier-uniform weights and zero biases."""
+    layer = nn.Linear(num_in, num_out, bias=bias)
+    nn.init.xavier_uniform_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def two_layers(num_in: int, num_hidden: int, num_out: int, activation: type[nn.Module]) -> nn.Sequential:
+    """dense -> activation -> dense."""
+    return nn.Sequential(dense(num_in, num_hidden), activation(), dense(num_hidden, num_out))
+
+
+class ShiftedSoftplus(nn.Module):
+    """ln(1 + e^x) - ln 2, which is 0 at 0 (Schuett et al., arXiv:1706.08566)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Element-wise."""
+        return functional.softplus(x) - math.log(2.0)
+
+
+class ElementEmbedding(nn.Module):
+    """A learned vector for each element.
+
+    The look-up is a product with one-hot rows: its derivative is then a matrix product, which is deterministic and fast,
+    where the derivative of an indexed look-up adds in an order that depends on the threads.
+    """
+
+    column: Tensor
+
+    def __init__(self, elements: Sequence[int], num_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(len(elements), num_features))  # (Z, F)
+        column = torch.zeros(max(elements) + 1, dtype=torch.long)
+        column[torch.as_tensor(elements)] = torch.arange(len(elements))
+        self.register_buffer("column", column, persistent=False)
+
+    def forward(self, atomic_numbers: Tensor) -> Tensor:
+        """(N,) -> (N, F)."""
+        columns = torch.arange(self.weight.shape[0], device=atomic_numbers.device)
+        one_hot = self.column[atomic_numbers][:, None] == columns  # (N, Z)
+        return one_hot.to(self.weight.dtype) @ self.weight
