@@ -94,6 +94,7 @@ _STRING = r'"""(?:\\.|[^\\])*?"{3,5}|' + r"'''.*?'{3,5}|" + r'"(?:\\.|[^"\\\n])*
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _KEY_PART = re.compile(rf"[ \t]*({_STRING}|[A-Za-z0-9_-]+)[ \t]*", re.DOTALL)
 _SCALAR = re.compile(rf"(?:{_STRING}|[^,\]}}#\n\[{{'\"]+)", re.DOTALL)
+_END_OF_LINE = re.compile(r"[ \t]*(#[^\n]*)?(\n|\Z)")
 _HEADER = re.compile(r"\[\[?")
 
 
@@ -137,6 +138,7 @@ class _Scanner:
                 table = self._header()
             else:
                 self._pair(table)
+            self._match(_END_OF_LINE)
             self._match(_BLANK)
 
     def _header(self) -> KeyPath:

@@ -30,7 +30,7 @@ EQUILIBRATION_STEPS = 4000  # 2 ps, from rest: twenty times the relaxation time 
 STEPS_BETWEEN_FRAMES = 400  # 200 fs
 POSITION_DECIMALS = 6
 FORCE_DECIMALS = 7
-LONGEST_BOND = 1.35  # times its length in the start geometry; thermal vibration at 600 K stays below 1.25
+LONGEST_BOND = 1.35  # times its length in the start geometry; thermal vibration at 600 K stays below 1.2
 LABEL_ACCURACY = 0.01  # of tblite, relative to its default of 1: self-consistency to about 1e-8 hartree
 
 # GFN2-xTB minima of one conformer each, in angstrom.

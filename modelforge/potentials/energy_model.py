@@ -31,7 +31,7 @@ class EnergyModel(nn.Module):
         """
         if not (forces or stress):
             energy = self._energies(graph)
-            return Prediction(energy, _not_computed(energy, graph.num_atoms), _not_computed(energy, len(energy), 3))
+            return Prediction(energy, _not_computed(energy, graph.num_atoms), _not_computed(energy, energy.shape[0], 3))
         with torch.enable_grad():
             vectors = graph.edge_vectors.detach().requires_grad_()
             energy = self._energies(replace(graph, edge_vectors=vectors))
@@ -43,11 +43,11 @@ class EnergyModel(nn.Module):
             sum_over_edges(gradient, graph) - sum_over_sent_edges(gradient, graph)
             if forces
             else _not_computed(energy, graph.num_atoms),
-            _stress(vectors.detach(), gradient, graph) if stress else _not_computed(energy, len(energy), 3),
+            _stress(vectors.detach(), gradient, graph) if stress else _not_computed(energy, energy.shape[0], 3),
         )
 
     def _energies(self, graph: AtomicGraph) -> Tensor:
-        return sum_over_atoms(self.potential(graph) * self.scale, graph)
+        return sum_over_atoms(self.potential(graph).to(self.scale.dtype) * self.scale, graph)
 
 
 def _derivative(energy: Tensor, vectors: Tensor, *, create_graph: bool) -> Tensor:

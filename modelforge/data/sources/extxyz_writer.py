@@ -1,0 +1,134 @@
+"""Write structures with reference and predicted labels as extended XYZ, for run folders.
+
+Numbers are written with all their digits, so that reading gives the same bits again. A label that is NaN is left out.
+
+Legend: S structures, N atoms of all of them.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from modelforge.data.sources.extxyz_header import SPECIAL
+from modelforge.data.structures import Floats, Structures
+
+ATOMS_AT_A_TIME = 50_000
+
+
+@dataclass(frozen=True, eq=False)
+class Extra:
+    """A label to write besides those of `Structures`: a value a structure, or a vector an atom."""
+
+    name: str
+    values: Floats  # (S,), (S, 3, 3) or (N, 3)
+
+    def take(self, chosen: slice) -> "Extra":
+        """The values of some structures, or of some atoms."""
+        return Extra(self.name, self.values[chosen])
+
+
+def write_extxyz(
+    path: Path,
+    structures: Structures,
+    *,
+    predicted_energy: Floats | None = None,
+    predicted_forces: Floats | None = None,
+    predicted_stress: Floats | None = None,
+) -> None:
+    """Write structures with their labels, and predictions under keys that begin with `predicted_`; replaces the file.
+
+    The predictions have the shapes (S,), (N, 3), (S, 3, 3) and, as all numbers here, units of eV and angstrom. The file
+    appears under its name only when it is complete.
+    """
+    of_structures = [Extra("energy", structures.energy), Extra("stress", structures.stress)]
+    of_atoms = [Extra("forces", structures.forces)]
+    if predicted_energy is not None:
+        of_structures.append(Extra("predicted_energy", predicted_energy))
+    if predicted_stress is not None:
+        of_structures.append(Extra("predicted_stress", predicted_stress))
+    if predicted_forces is not None:
+        of_atoms.append(Extra("predicted_forces", predicted_forces))
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(frame_texts(structures, of_structures, of_atoms))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def frame_texts(structures: Structures, of_structures: list[Extra], of_atoms: list[Extra]) -> Iterator[str]:
+    """The text of each structure, made in pieces of many atoms so that memory stays bounded."""
+    offsets = structures.offsets
+    first = 0
+    while first < len(structures):
+        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + ATOMS_AT_A_TIME, side="right")) - 1)
+        chosen, atoms = slice(first, last), slice(int(offsets[first]), int(offsets[last]))
+        yield from piece_texts(
+            structures.take(np.arange(first, last)),
+            [extra.take(chosen) for extra in of_structures],
+            [extra.take(atoms) for extra in of_atoms],
+        )
+        first = last
+
+
+def piece_texts(piece: Structures, of_structures: list[Extra], of_atoms: list[Extra]) -> Iterator[str]:
+    """The text of each structure of a piece: atom count, header, a line per atom."""
+    offsets = piece.offsets.tolist()
+    symbols = [chemical_symbols[number] for number in piece.atomic_numbers.tolist()]
+    positions = vector_texts(piece.positions)
+    vectors = [(extra.name, vector_texts(extra.values), has_any(extra.values, piece)) for extra in of_atoms]
+    headers = header_texts(piece, of_structures)
+    for structure, (start, end) in enumerate(pairwise(offsets)):
+        present = [(name, texts) for name, texts, is_present in vectors if is_present[structure]]
+        properties = "Properties=species:S:1:pos:R:3" + "".join(f":{name}:R:3" for name, _ in present)
+        columns = [symbols, positions, *(texts for _, texts in present)]
+        lines = map(" ".join, zip(*(column[start:end] for column in columns), strict=True))
+        yield "\n".join([str(end - start), f"{properties} {headers[structure]}", *lines, ""])
+
+
+def vector_texts(vectors: Floats) -> list[str]:
+    """Vectors as text, with all digits, (N, 3) to N."""
+    words = [repr(value) for value in vectors.ravel().tolist()]
+    return list(map(" ".join, zip(words[0::3], words[1::3], words[2::3], strict=True)))
+
+
+def has_any(vectors: Floats, piece: Structures) -> NDArray[np.bool_]:
+    """Which structures have a vector at any of their atoms, (N, 3) to (S,)."""
+    present: NDArray[np.bool_] = np.logical_or.reduceat(np.isfinite(vectors).any(axis=1), piece.offsets[:-1])
+    return present
+
+
+def header_texts(piece: Structures, of_structures: list[Extra]) -> list[str]:
+    """The headers, without `Properties`."""
+    headers = []
+    for structure in range(len(piece)):
+        words = [f'pbc="{" ".join("FT"[repeats] for repeats in piece.periodic[structure].tolist())}"']
+        if piece.cell[structure].any():
+            words.append(f"Lattice={quoted(number_text(piece.cell[structure]))}")
+        if subset := piece.subset_names[piece.subset[structure]]:
+            words.append(f"config_type={quoted(subset)}")
+        for extra in of_structures:
+            if np.isfinite(extra.values[structure]).all():
+                words.append(f"{extra.name}={quoted(number_text(extra.values[structure]))}")
+        headers.append(" ".join(words))
+    return headers
+
+
+def number_text(values: Floats) -> str:
+    """Numbers with all digits, row by row."""
+    return " ".join(map(repr, np.ravel(values).tolist()))
+
+
+def quoted(text: str) -> str:
+    """A value of a header, in quotes where it needs them."""
+    if not SPECIAL.search(text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

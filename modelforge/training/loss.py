@@ -1,0 +1,103 @@
+"""The loss: weighted errors of energy, forces and stress. S structures, N atoms; N_s atoms in structure s.
+
+    L = 1/S sum_s [ w_E (dE_s)^2 / N_s  +  w_F 1/(3 N_s) sum_i |dF_i|^2  +  w_S sum_ab (V_s d(stress)_ab)^2 / (9 N_s) ]
+
+by default (choderalab/modelforge's formula; the stress enters as the virial, which has the unit of an energy). Each sum over
+structures is divided by the number of structures that carry the label: a missing label is masked and never counts as zero.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from modelforge.atoms.graph import AtomicGraph, Labels, Prediction
+from modelforge.atoms.sums import sum_over_atoms
+from modelforge.section import NonNegative, Positive, Section
+
+
+class LossSection(Section):
+    """Weights and normalisations of the loss terms; errors are in eV and eV/angstrom."""
+
+    energy_weight: NonNegative = 1.0
+    """Weight of the energy term; 0 leaves it out."""
+    forces_weight: NonNegative = 100.0
+    """Weight of the forces term; 0 leaves it out, and forces are then not computed in training."""
+    stress_weight: NonNegative = 0.0
+    """Weight of the virial term (stress times volume) of periodic structures; 0 leaves it out."""
+    function: Literal["mse", "mae", "huber"] = "mse"
+    """Function of an error: its square, its magnitude, or Huber's mixture of both."""
+    huber_delta: Positive | None = None
+    """Error (eV, eV/angstrom) at which Huber's function turns from square to linear; 0.1 where not given. Only for huber."""
+    energy_error: Literal["over_atoms", "per_atom", "total"] = "over_atoms"
+    """Energy error: (dE)^2/N, (dE/N)^2 or (dE)^2; for mae and huber the function of dE/sqrt(N), dE/N or dE."""
+    forces_mean: Literal["structure", "component"] = "structure"
+    """Mean of the forces term: over each structure's components, then structures; or over all components of the batch."""
+
+    @property
+    def needs_derivatives(self) -> bool:
+        """Whether forces or stress have to be computed."""
+        return self.forces_weight > 0 or self.stress_weight > 0
+
+
+TERMS = ("energy", "forces", "stress")
+
+
+def weights_of(section: LossSection) -> dict[str, float]:
+    """The weight of each term that is trained on."""
+    weights = {term: float(getattr(section, f"{term}_weight")) for term in TERMS}
+    return {term: weight for term, weight in weights.items() if weight > 0}
+
+
+def loss_terms(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> dict[str, Tensor]:
+    """The unweighted terms that have a weight, each a scalar."""
+    terms = {"energy": _energy_term, "forces": _forces_term, "stress": _stress_term}
+    return {name: terms[name](section, prediction, labels, graph) for name in weights_of(section)}
+
+
+def _energy_term(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
+    num_atoms = atoms_per_structure(graph)
+    divisor = {"over_atoms": num_atoms.sqrt(), "per_atom": num_atoms, "total": torch.ones_like(num_atoms)}
+    errors, known = _masked(prediction.energy, labels.energy)
+    return _mean(_function(section, errors / divisor[section.energy_error]) * known, known)
+
+
+def _forces_term(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
+    errors, known = _masked(prediction.forces, labels.forces)
+    values = _function(section, errors) * known
+    if section.forces_mean == "component":
+        return _mean(values, known)
+    sums = sum_over_atoms(torch.stack([values.sum(1), known.sum(1)], dim=1), graph)  # (S, 2)
+    return _mean(sums[:, 0] / sums[:, 1].clamp(min=1.0), (sums[:, 1] > 0).to(sums.dtype))
+
+
+def _stress_term(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
+    factor = (graph.volume / atoms_per_structure(graph).sqrt())[:, None, None]
+    errors, known = _masked(prediction.stress * factor, labels.stress * factor)
+    return _mean(_function(section, errors) * known, known)
+
+
+def _function(section: LossSection, errors: Tensor) -> Tensor:
+    if section.function == "mse":
+        return errors.square()
+    if section.function == "mae":
+        return errors.abs()
+    delta = section.huber_delta or 0.1
+    magnitude = errors.abs()
+    return torch.where(magnitude < delta, 0.5 * errors.square(), delta * (magnitude - 0.5 * delta))
+
+
+def _masked(predicted: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Errors with zeros where there is no label, and a mask of ones and zeros of the same shape."""
+    known = torch.isfinite(reference)
+    return torch.where(known, predicted - reference, torch.zeros_like(reference)), known.to(reference.dtype)
+
+
+def _mean(values: Tensor, known: Tensor) -> Tensor:
+    return values.sum() / known.sum().clamp(min=1.0)
+
+
+def atoms_per_structure(graph: AtomicGraph) -> Tensor:
+    """Number of atoms of each structure in the precision of the batch, (S,)."""
+    ends = torch.cat([graph.first_atom[1:], graph.first_atom.new_full((1,), graph.num_atoms)])
+    return (ends - graph.first_atom).to(graph.edge_vectors.dtype)

@@ -1,0 +1,113 @@
+"""Errors, accumulated as sums and counts in float64 on the device: one function for log, csv, results.json and plots.
+
+Legend: S structures, N atoms of a batch. Nothing here waits for the device until `errors`, and no number depends on how
+structures are batched or spread over processes.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor
+from torchmetrics import Metric
+
+from modelforge.atoms.graph import Batch, Prediction
+from modelforge.atoms.self_energies import NUM_ATOMIC_NUMBERS
+from modelforge.training.loss import atoms_per_structure
+
+MILLI = 1e3
+Errors = dict[str, float | int | None]
+
+# Columns of the sums. Of an error x that is labelled n times: n, sum |x|, sum x^2.
+STRUCTURE_SUMS = ("energy", "energy_per_atom", "forces", "stress")
+COLUMNS = 1 + 3 * len(STRUCTURE_SUMS)  # the number of structures comes first
+
+
+class ErrorSums(Metric):
+    """Sums of errors of a set of structures, by subset and by element."""
+
+    full_state_update = False
+    by_subset: Tensor  # (subsets, COLUMNS)
+    by_element: Tensor  # (119, 3) forces of the atoms of each element
+
+    def __init__(self, num_subsets: int = 1) -> None:
+        super().__init__()
+        sums = torch.zeros(num_subsets, COLUMNS, dtype=torch.float64)
+        self.add_state("by_subset", sums, dist_reduce_fx="sum")
+        self.add_state("by_element", torch.zeros(NUM_ATOMIC_NUMBERS, 3, dtype=torch.float64), dist_reduce_fx="sum")
+        self.set_dtype(torch.float64)
+
+    def update(self, prediction: Prediction, batch: Batch) -> None:
+        """Add the errors of a batch."""
+        labels, graph = batch.labels, batch.graph
+        energy = prediction.energy.double() - labels.energy.double()
+        forces = _sums((prediction.forces.double() - labels.forces.double()))  # (N, 3)
+        stress = _sums((prediction.stress.double() - labels.stress.double()).flatten(1))
+        per_atom = energy / atoms_per_structure(graph)
+        of_structures = forces.new_zeros(len(energy), 3).index_add(0, graph.structure_index, forces)
+        count = torch.ones_like(energy)[:, None]
+        rows = torch.cat([count, _sums(energy[:, None]), _sums(per_atom[:, None]), of_structures, stress], dim=1)
+        self.by_subset.index_add_(0, batch.subset.clamp(max=len(self.by_subset) - 1), rows)
+        self.by_element.index_add_(0, graph.atomic_numbers, forces)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """The sums by subset and by element, over all processes."""
+        return self.by_subset, self.by_element
+
+
+def errors(sums: ErrorSums) -> Errors:
+    """Errors of the whole set; what was not measured is None."""
+    return _errors_of(sums.compute()[0].sum(0).tolist())
+
+
+def errors_by_subset(sums: ErrorSums, names: Sequence[str]) -> dict[str, Errors]:
+    """Errors of each subset that occurs."""
+    rows = sums.compute()[0].tolist()
+    return {name: _errors_of(row) for name, row in zip(names, rows, strict=True) if row[0]}
+
+
+def errors_by_element(sums: ErrorSums) -> dict[str, Errors]:
+    """Force errors of the atoms of each element that occurs."""
+    rows = sums.compute()[1].tolist()
+    return {chemical_symbols[z]: _force_errors(row) for z, row in enumerate(rows) if row[0]}
+
+
+def _sums(differences: Tensor) -> Tensor:
+    """Number of labels, sum of magnitudes and of squares along the second axis, (M, K) -> (M, 3); NaN is no label."""
+    known = torch.isfinite(differences)
+    values = torch.where(known, differences, torch.zeros_like(differences))
+    return torch.stack([known.double().sum(1), values.abs().sum(1), values.square().sum(1)], dim=1)
+
+
+def _errors_of(row: Sequence[float]) -> Errors:
+    energy, per_atom, forces, stress = (row[1 + 3 * k : 4 + 3 * k] for k in range(len(STRUCTURE_SUMS)))
+    found: Errors = {
+        "energy_mae_mev_per_atom": _mae(per_atom),
+        "energy_rmse_mev_per_atom": _rmse(per_atom),
+        "energy_mae_mev": _mae(energy),
+        "energy_rmse_mev": _rmse(energy),
+    }
+    found |= _force_errors(forces)
+    found |= {"stress_mae_mev_per_angstrom3": _mae(stress), "stress_rmse_mev_per_angstrom3": _rmse(stress)}
+    return found | {
+        "num_structures": round(row[0]),
+        "num_energy_labels": round(energy[0]),
+        "num_stress_components": round(stress[0]),
+    }
+
+
+def _force_errors(row: Sequence[float]) -> Errors:
+    return {
+        "forces_mae_mev_per_angstrom": _mae(row),
+        "forces_rmse_mev_per_angstrom": _rmse(row),
+        "num_force_components": round(row[0]),
+    }
+
+
+def _mae(row: Sequence[float]) -> float | None:
+    return MILLI * row[1] / row[0] if row[0] else None
+
+
+def _rmse(row: Sequence[float]) -> float | None:
+    return MILLI * math.sqrt(row[2] / row[0]) if row[0] else None

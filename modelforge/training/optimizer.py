@@ -1,0 +1,240 @@
+"""Optimizers, learning rate schedules and gradient clipping: their sections, and what these build."""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from modelforge.section import Count, CountOrZero, Fraction, NonNegative, Positive, Section
+
+
+class AdamSection(Section):
+    """Adam (Kingma and Ba, arXiv:1412.6980)."""
+
+    name: Literal["adam"] = "adam"
+    learning_rate: Positive = 1e-3
+    """Learning rate after warm-up."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay rates of the running means of the gradient and of its square."""
+    epsilon: Positive = 1e-8
+    """Added to the root of the mean square gradient."""
+    amsgrad: bool = False
+    """Divide by the largest mean square so far (AMSGrad)."""
+
+
+class AdamWSection(Section):
+    """AdamW: Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101)."""
+
+    name: Literal["adamw"] = "adamw"
+    learning_rate: Positive = 1e-3
+    """Learning rate after warm-up."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay rates of the running means of the gradient and of its square."""
+    epsilon: Positive = 1e-8
+    """Added to the root of the mean square gradient."""
+    amsgrad: bool = False
+    """Divide by the largest mean square so far (AMSGrad)."""
+    weight_decay: NonNegative = 0.0
+    """Decay of matrices per step, as a multiple of the learning rate; biases and vectors do not decay."""
+
+
+OptimizerSection = Annotated[AdamWSection | AdamSection, Field(discriminator="name")]
+
+
+def build_optimizer(section: AdamSection | AdamWSection, model: nn.Module) -> Optimizer:
+    """The optimizer of the model's weights, fused where the device has it."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    fused = all(weight.device.type in ("cpu", "cuda") for weight in weights)
+    if isinstance(section, AdamSection):
+        return Adam(
+            weights,
+            lr=section.learning_rate,
+            betas=section.betas,
+            eps=section.epsilon,
+            amsgrad=section.amsgrad,
+            fused=fused,
+        )
+    groups = [
+        {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": section.weight_decay},
+        {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return AdamW(
+        groups, lr=section.learning_rate, betas=section.betas, eps=section.epsilon, amsgrad=section.amsgrad, fused=fused
+    )
+
+
+class ReduceOnPlateau(Section):
+    """Multiply the learning rate by `factor` when the validation loss has not improved for `patience` validations."""
+
+    name: Literal["reduce_lr_on_plateau"] = "reduce_lr_on_plateau"
+    warmup_steps: CountOrZero = 100
+    """Steps over which the learning rate rises linearly from zero."""
+    factor: Fraction = 0.5
+    """Multiplier of the learning rate, between 0 and 1."""
+    patience: Count = 20
+    """Validations without improvement before the rate falls."""
+    threshold: NonNegative = 1e-3
+    """Relative improvement that counts: without one, ever smaller gains keep the rate up for ever."""
+    min_learning_rate: NonNegative = 1e-6
+    """Learning rate below which it does not fall."""
+
+
+class ExponentialDecay(Section):
+    """Learning rate that falls by `factor` every `decay_epochs`, smoothly."""
+
+    name: Literal["exponential"] = "exponential"
+    warmup_steps: CountOrZero = 100
+    """Steps over which the learning rate rises linearly from zero."""
+    factor: Fraction = 0.5
+    """Multiplier of the learning rate per `decay_epochs`."""
+    decay_epochs: Positive = 50.0
+    """Epochs over which the rate falls by `factor`."""
+
+
+class StaircaseDecay(Section):
+    """Learning rate that falls by `factor` at once every `decay_epochs`."""
+
+    name: Literal["staircase"] = "staircase"
+    warmup_steps: CountOrZero = 100
+    """Steps over which the learning rate rises linearly from zero."""
+    factor: Fraction = 0.5
+    """Multiplier of the learning rate per `decay_epochs`."""
+    decay_epochs: Positive = 50.0
+    """Epochs between two falls."""
+
+
+class CosineDecay(Section):
+    """Learning rate that follows half a cosine from its full value to `final_fraction` at the end of the run."""
+
+    name: Literal["cosine"] = "cosine"
+    warmup_steps: CountOrZero = 100
+    """Steps over which the learning rate rises linearly from zero."""
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """What is left of the learning rate at the end."""
+
+
+class ConstantRate(Section):
+    """The same learning rate from the end of the warm-up to the end of the run."""
+
+    name: Literal["constant"] = "constant"
+    warmup_steps: CountOrZero = 100
+    """Steps over which the learning rate rises linearly from zero."""
+
+
+AnySchedule = ReduceOnPlateau | ExponentialDecay | StaircaseDecay | CosineDecay | ConstantRate
+LearningRateSection = Annotated[AnySchedule, Field(discriminator="name")]
+
+
+def schedule_factor(
+    section: AnySchedule,
+    step: int,
+    *,
+    steps_per_epoch: float,
+    total_steps: int,
+) -> float:
+    """Multiplier of the learning rate at an optimizer step, counted from 0; plateaus come on top of it."""
+    warmup = min(1.0, (step + 1) / (section.warmup_steps + 1))
+    if isinstance(section, ExponentialDecay):
+        return warmup * float(section.factor ** (step / steps_per_epoch / section.decay_epochs))
+    if isinstance(section, StaircaseDecay):
+        return warmup * float(section.factor ** math.floor(step / steps_per_epoch / section.decay_epochs))
+    if isinstance(section, CosineDecay):
+        progress = min(1.0, step / max(1, total_steps))
+        cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+        return warmup * (section.final_fraction + (1.0 - section.final_fraction) * cosine)
+    return warmup
+
+
+class LearningRate:
+    """The learning rate of a run: a factor of the step, and falls on plateaus of the validation loss."""
+
+    def __init__(
+        self,
+        section: AnySchedule,
+        optimizer: Optimizer,
+        *,
+        steps_per_epoch: float,
+        total_steps: int,
+    ) -> None:
+        self.section, self.optimizer = section, optimizer
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        self.full_rate = float(optimizer.param_groups[0]["lr"])
+        # The plateau scheduler acts on a stand-in, so that it and the factor of the step never overwrite each other.
+        self._stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=self.full_rate)
+        self.plateau = _plateau(section, self._stand_in) if isinstance(section, ReduceOnPlateau) else None
+
+    def set_for(self, step: int) -> None:
+        """Set the optimizer's rate for an optimizer step, counted from 0."""
+        factor = schedule_factor(
+            self.section, step, steps_per_epoch=self.steps_per_epoch, total_steps=self.total_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * float(self._stand_in.param_groups[0]["lr"])
+
+    def after_validation(self, loss: float, step: int) -> None:
+        """Tell the schedule the validation loss after `step` optimizer steps; none counts during the warm-up."""
+        if self.plateau is not None and step > self.section.warmup_steps:
+            self.plateau.step(loss)
+
+    def in_words(self) -> str | None:
+        """What the plateau is waiting for, or None where there is none to wait for."""
+        if self.plateau is None or not isinstance(self.section, ReduceOnPlateau):
+            return None
+        rate = float(self._stand_in.param_groups[0]["lr"])
+        coming = max(rate * self.section.factor, self.section.min_learning_rate)
+        if coming >= rate:
+            return "lr at its minimum"
+        return f"plateau {self.plateau.num_bad_epochs}/{self.section.patience}, next lr {coming:.1e}"
+
+    def state_dict(self) -> dict[str, float | int | None]:
+        """What a resumed run needs."""
+        if self.plateau is None:
+            return {}
+        rate = float(self._stand_in.param_groups[0]["lr"])
+        return {"rate": rate, "best": self.plateau.best, "bad": self.plateau.num_bad_epochs}
+
+    def load_state_dict(self, state: dict[str, float | int | None]) -> None:
+        """Continue from a state."""
+        if self.plateau is not None and state:
+            self._stand_in.param_groups[0]["lr"] = state["rate"]
+            self.plateau.best = float(state["best"] or 0.0)
+            self.plateau.num_bad_epochs = int(state["bad"] or 0)
+
+
+def _plateau(section: ReduceOnPlateau, optimizer: Optimizer) -> ReduceLROnPlateau:
+    return ReduceLROnPlateau(
+        optimizer,
+        factor=section.factor,
+        patience=section.patience - 1,  # torch waits for one more than it is told
+        threshold=section.threshold,
+        threshold_mode="rel",
+        min_lr=section.min_learning_rate,
+        eps=0.0,
+    )
+
+
+class RunningNormClip:
+    """Clip the gradient norm at a multiple of its running mean, so that one limit fits all data sets and all of a run.
+
+    The mean follows the clipped norms; everything stays on the device. State: the mean and how many steps it has seen.
+    """
+
+    DECAY = 0.98
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.state: Tensor | None = None  # (2,) running mean, weight of the steps seen
+
+    def __call__(self, gradients: list[Tensor]) -> None:
+        """Clip in place."""
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        state = torch.zeros(2, dtype=norm.dtype, device=norm.device) if self.state is None else self.state.to(norm)
+        mean, weight = state[0], state[1]
+        limit = torch.where(weight > 0, self.factor * mean / weight.clamp(min=1e-12), norm)
+        kept = torch.minimum(norm, limit)
+        torch._foreach_mul_(gradients, kept / norm.clamp(min=1e-30))
+        self.state = self.DECAY * state + (1 - self.DECAY) * torch.stack([kept, torch.ones_like(kept)])

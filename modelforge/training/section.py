@@ -1,0 +1,68 @@
+"""`[training]`: how a potential is fitted."""
+
+import re
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from modelforge.section import Count, NonNegative, Positive, Section, Unit
+from modelforge.training.loss import LossSection
+from modelforge.training.optimizer import AdamWSection, LearningRateSection, OptimizerSection, ReduceOnPlateau
+from modelforge.training.weight_average import WeightAverageSection
+
+
+def _duration(text: str) -> str:
+    if not re.fullmatch(r"(\d+:)?\d{1,2}:\d{2}:\d{2}", text):
+        raise ValueError("must be a duration such as '00:15:00' (hours:minutes:seconds) or '2:00:00:00' (with days)")
+    return text
+
+
+Duration = Annotated[str, AfterValidator(_duration)]
+
+
+class EarlyStoppingSection(Section):
+    """Stop when the validation loss no longer improves."""
+
+    patience: Count | None = None
+    """Validations without improvement before the run ends; without it the run goes on to its last epoch."""
+    threshold: NonNegative = 1e-3
+    """Relative improvement that counts."""
+
+
+class TrainingSection(Section):
+    """How the potential is fitted: length of the run, batches, and the tables below."""
+
+    max_epochs: Count = 500
+    """Passes over the training set."""
+    max_steps: Count | None = None
+    """Optimizer steps after which the run ends, if that comes before `max_epochs`."""
+    max_time: Duration | None = None
+    """Training time after which the run ends, if that comes before `max_epochs`; over all resumptions."""
+    batch_size: Count = 8
+    """Structures in a training batch of one process."""
+    evaluation_batch_size: Count = 64
+    """Structures in a batch of validation and test; no result depends on it."""
+    accumulate_batches: Count = 1
+    """Batches whose gradients are summed up for one optimizer step."""
+    gradient_clip_factor: Positive | None = 3.0
+    """Largest norm of the gradient, as a multiple of its running mean; it fits all data sets and all of a run."""
+    gradient_clip_norm: Positive | None = None
+    """Largest norm of the gradient; instead of `gradient_clip_factor`."""
+    validate_every_epochs: Count = 1
+    """Epochs from one validation to the next."""
+    validate_every_steps: Count | None = None
+    """Steps from one validation to the next, instead of epochs: for data sets whose epochs are long."""
+    loss: LossSection = LossSection()
+    optimizer: OptimizerSection = AdamWSection()
+    lr_scheduler: LearningRateSection = ReduceOnPlateau()
+    early_stopping: EarlyStoppingSection = EarlyStoppingSection()
+    ema: WeightAverageSection = WeightAverageSection()
+
+    @property
+    def seconds(self) -> float | None:
+        """`max_time` in seconds."""
+        if self.max_time is None:
+            return None
+        days, hours, minutes, seconds = ([0] * 4 + [int(part) for part in self.max_time.split(":")])[-4:]
+        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()

@@ -1,0 +1,174 @@
+"""One training step as a function of weights and batch: loss terms, predictions, gradients; eager or compiled.
+
+The compiled step is one graph of energy, forces, loss and weight gradients: the derivative by the edge vectors is written out
+by tracing with `make_fx`, then Inductor fuses the whole. Legend: S structures, N atoms, E edges, T loss terms.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch._dynamo import mark_dynamic
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.function import FunctionCtx
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from modelforge.atoms.graph import AtomicGraph, Batch, Labels, Prediction, tensors_of
+from modelforge.potentials.energy_model import EnergyModel
+from modelforge.training.loss import LossSection, loss_terms
+
+NUM_GRAPH_TENSORS = 8
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}  # compiled against eager, relative to the largest value
+
+
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """What a step knows: the weighted loss (differentiable), its unweighted terms, and the prediction."""
+
+    loss: Tensor  # ()
+    terms: Tensor  # (T,)
+    prediction: Prediction
+
+
+class EagerStep:
+    """The step as torch runs it operation by operation."""
+
+    def __init__(self, model: EnergyModel, loss: LossSection) -> None:
+        self.model, self.loss = model, loss
+
+    def __call__(self, batch: Batch, weights: Tensor) -> StepResult:
+        """Loss and prediction of a batch for the weights of the terms (T,)."""
+        prediction = self.model(
+            batch.graph, forces=self.loss.forces_weight > 0, stress=self.loss.stress_weight > 0
+        )
+        terms = torch.stack(list(loss_terms(self.loss, prediction, batch.labels, batch.graph).values()))
+        detached = Prediction(*(tensor.detach() for tensor in tensors_of(prediction)))
+        return StepResult((terms * weights).sum(), terms.detach(), detached)
+
+
+class CompiledStep:
+    """The same step as one compiled graph; batches with a size of 0 or 1, which it cannot take, run eagerly."""
+
+    def __init__(self, model: EnergyModel, loss: LossSection, sample: Batch, weights: Tensor) -> None:
+        self.eager = EagerStep(model, loss)
+        self.parameters = list(model.parameters())
+        self._states = [weight.detach() for weight in self.parameters] + list(model.buffers())
+        inputs = _inputs(sample)
+        graph = _traced(self.eager, len(self.parameters), [*self._states, weights, *inputs], num_fixed=len(self._states) + 1)
+        self._compiled = cast(Callable[..., list[Tensor]], torch.compile(graph, dynamic=None))
+
+    def __call__(self, batch: Batch, weights: Tensor) -> StepResult:
+        """Loss and prediction of a batch for the weights of the terms (T,)."""
+        if not fits_compilation(batch):
+            return self.eager(batch, weights)
+        inputs = _inputs(batch)
+        for tensor in inputs:
+            mark_dynamic(tensor, 1 if tensor is inputs[1] else 0)
+        with torch.no_grad():
+            loss, terms, energy, forces, stress, *gradients = self._compiled(*self._states, weights, *inputs)
+        differentiable = _WithGradients.apply(loss, len(gradients), *gradients, *self.parameters)  # type: ignore[no-untyped-call]
+        return StepResult(differentiable, terms, Prediction(energy, forces, stress))
+
+
+def fits_compilation(batch: Batch) -> bool:
+    """Whether no size is 0 or 1: the compiler treats these as constants."""
+    graph = batch.graph
+    return min(graph.num_atoms, graph.num_edges, graph.num_structures) > 1
+
+
+def largest_difference(compiled: CompiledStep, batch: Batch, weights: Tensor) -> float:
+    """Compiled against eager on a batch: loss, forces and weight gradients, relative to the largest value of each."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    results = []
+    for step in (compiled, compiled.eager):
+        result = step(batch, weights)
+        gradients = torch.autograd.grad(result.loss, compiled.parameters, allow_unused=True, materialize_grads=True)
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        results.append((result.loss.detach(), result.prediction.energy, result.prediction.forces.nan_to_num(), flat))
+    pairs = list(zip(*results, strict=True))
+    scales = [expected.abs().max().clamp(min=1e-20) for _, expected in pairs]
+    return max(float((got - want).abs().max() / scale) for (got, want), scale in zip(pairs, scales, strict=True))
+
+
+class _WithGradients(torch.autograd.Function):
+    """A loss whose gradients are known already: lets Lightning, DDP and accumulation work as with any loss."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, loss: Tensor, num_gradients: int, *tensors: Tensor) -> Tensor:
+        ctx.gradients = tensors[:num_gradients]  # type: ignore[attr-defined]
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *upstream: Tensor) -> tuple[Any, ...]:
+        gradients = ctx.gradients  # type: ignore[attr-defined]
+        return (None, None, *(None for _ in gradients), *torch._foreach_mul(gradients, upstream[0]))
+
+
+def _inputs(batch: Batch) -> list[Tensor]:
+    return [*tensors_of(batch.graph), *tensors_of(batch.labels)]
+
+
+def _traced(eager: EagerStep, num_parameters: int, tensors: Sequence[Tensor], *, num_fixed: int) -> GraphModule:
+    """The step as a graph of elementary operations; the first `num_fixed` inputs keep their sizes, the rest varies.
+
+    `silu_backward` is written out, as the fused one has no derivative, and `detach` is removed, as it would cut the second
+    derivative (the recipe of NequIP and DeePMD-kit).
+    """
+    model = eager.model
+    names = [name for name, _ in model.named_parameters()] + [name for name, _ in model.named_buffers()]
+
+    def step(*arguments: Tensor) -> list[Tensor]:
+        state, (weights, *inputs) = arguments[: len(names)], arguments[len(names) :]
+        parameters = [tensor.detach().requires_grad_() for tensor in state[:num_parameters]]
+        graph, labels = AtomicGraph(*inputs[:NUM_GRAPH_TENSORS]), Labels(*inputs[NUM_GRAPH_TENSORS:])
+        named = dict(zip(names, [*parameters, *state[num_parameters:]], strict=True))
+        substituted = EagerStep(cast(EnergyModel, _Substituted(model, named)), eager.loss)
+        result = substituted(Batch(graph, labels, graph.first_atom, graph.first_atom), weights)
+        gradients = torch.autograd.grad(result.loss, parameters, allow_unused=True, materialize_grads=True)
+        return [result.loss.detach(), result.terms, *tensors_of(result.prediction), *gradients]
+
+    traced = make_fx(
+        step,
+        tracing_mode="symbolic",
+        decomposition_table={torch.ops.aten.silu_backward.default: _silu_backward},
+        _allow_non_fake_inputs=True,
+    )(*_stand_ins(tensors, num_fixed))
+    for node in list(traced.graph.nodes):
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return GraphModule(torch.nn.Module(), traced.graph) if not list(traced.parameters()) else traced
+
+
+class _Substituted:
+    """A model that runs with other tensors in the place of its weights and buffers."""
+
+    def __init__(self, model: EnergyModel, named: dict[str, Tensor]) -> None:
+        self.model, self.named = model, named
+
+    def __call__(self, graph: AtomicGraph, *, forces: bool, stress: bool) -> Prediction:
+        options = {"forces": forces, "stress": stress}
+        return cast(Prediction, torch.func.functional_call(self.model, self.named, (graph,), options))
+
+
+def _stand_ins(tensors: Sequence[Tensor], num_fixed: int) -> list[Tensor]:
+    """Tensors without data; sizes of the batch are symbols that are not taken for equal because they happen to be."""
+    mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=False), allow_non_fake_inputs=True)
+    stand_ins = []
+    for place, tensor in enumerate(tensors):
+        varying = {-1} if place < num_fixed else {1} if place == num_fixed + 1 else {0}
+        sizes = [DimDynamic.DYNAMIC if dim in varying else DimDynamic.STATIC for dim in range(tensor.ndim)]
+        context = StatelessSymbolicContext(dynamic_sizes=sizes)
+        stand_ins.append(mode.from_tensor(tensor, symbolic_context=context))
+    return stand_ins
+
+
+def _silu_backward(gradient: Tensor, x: Tensor) -> Tensor:
+    sigmoid = torch.sigmoid(x)
+    return gradient * sigmoid * (1 + x * (1 - sigmoid))

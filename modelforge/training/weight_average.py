@@ -1,0 +1,56 @@
+"""Exponential moving average of the weights, used for validation and for the product."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from modelforge.section import Section
+
+
+class WeightAverageSection(Section):
+    """Average of the weights over the last steps; it stands for a lower learning rate and is on by default."""
+
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """What the average keeps of itself at each step; 0 switches it off. Early on less is kept: (1 + t)/(10 + t)."""
+
+
+class WeightAverage:
+    """The averaged weights of a model, beside the raw ones."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self._names = [name for name, _ in model.named_parameters()]
+        self._raw = [weight.detach() for weight in model.parameters()]
+        self._average = [weight.clone() for weight in self._raw] if decay else self._raw
+
+    def update(self) -> None:
+        """Take in the weights after an optimizer step."""
+        self.num_updates += 1
+        if self.decay:
+            decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+            torch._foreach_lerp_(self._average, self._raw, 1.0 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the averaged weights inside, and its raw ones again after."""
+        kept = [weight.clone() for weight in self._raw]
+        torch._foreach_copy_(self._raw, self._average)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(self._raw, kept)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights by name."""
+        return dict(zip(self._names, self._average, strict=True))
+
+    def load(self, weights: dict[str, Tensor], num_updates: int) -> None:
+        """Continue from averaged weights and the number of steps in them."""
+        self.num_updates = num_updates
+        if self.decay:
+            torch._foreach_copy_(self._average, [weights[name] for name in self._names])
