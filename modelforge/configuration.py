@@ -10,7 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from modelforge.overrides import read_override, write_override
-from modelforge.schema import Kind, child, choices, discriminator_of, fields_of, is_path, literals, narrow_fully
+from modelforge.schema import (
+    Kind,
+    child,
+    choices,
+    discriminator_of,
+    fields_of,
+    is_list,
+    is_path,
+    literals,
+    narrow_fully,
+)
 from modelforge.section import Section
 from modelforge.toml_document import KeyPath, TomlDocument, TomlTable, TomlValue
 
@@ -58,7 +68,9 @@ def merge(document: TomlDocument, overrides: Sequence[str], section: type[Sectio
         _override(merged, text, Place(f"--set {text}", "--set", Path.cwd(), (2, index)))
     _name_choices(merged.values, Kind(section))
     _derive(merged, merged.values, Kind(section), ())
-    values = {key: _with_paths(merged, value, child(Kind(section), key), (key,)) for key, value in merged.values.items()}
+    values = {
+        key: _with_paths(merged, value, child(Kind(section), key), (key,)) for key, value in merged.values.items()
+    }
     return replace(merged, values=values)
 
 
@@ -152,5 +164,5 @@ def _with_paths(merged: Configuration, value: TomlValue, kind: Kind | None, path
 
 def _is_path_here(kind: Kind) -> bool:
     """Whether a text is a path; one may stand for a list of one."""
-    element = child(kind, 0) if kind.section is None else None
+    element = child(kind, 0) if is_list(kind) else None
     return is_path(kind) or (element is not None and is_path(element))

@@ -1,7 +1,6 @@
 """`explain`: a mistake in a section in plain words: what was expected, what was found, how to mend it."""
 
 import difflib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args, get_origin
 
@@ -153,7 +152,7 @@ def _remedy(kind: Kind, value: object) -> str:
     if isinstance(value, float) and int in wanted and value.is_integer():
         return f"; write {int(value)}"
     if isinstance(value, (int, float)) and not isinstance(value, bool) and str in wanted:
-        return f"; as a text: \"{value}\" (in a shell '\"{value}\"')"
+        return f'; as a text: "{value}" (in a shell \'"{value}"\')'
     wants_list = {get_origin(plain) for plain in wanted} & {tuple, list}
     return f"; write [{toml_value(value)}]" if wants_list and isinstance(value, (int, float, str)) else ""
 
@@ -171,12 +170,15 @@ def _is_number(text: str) -> bool:
 
 
 def _unknown_key(mistake: Mistake, root: Kind, values: object) -> str:
-    what = "unknown table" if isinstance(mistake.value, dict) else "unknown key"
-    hints: tuple[Callable[[KeyPath, Kind, object], str], ...] = (_other_choice, _other_table, _near_key, _near_elsewhere)
-    found = (hint(mistake.path, root, values) for hint in hints)
-    table = dotted(mistake.path[:-1])
-    default = f"modelforge describe {table}".rstrip() + " lists the keys"
-    return f"{what} ({next((text for text in found if text), default)})"
+    path = mistake.path
+    hint = (
+        _other_choice(path, root, values)
+        or _other_table(path, root)
+        or _near_key(path, root, values)
+        or _near_elsewhere(path, root)
+        or f"{f'modelforge describe {dotted(path[:-1])}'.rstrip()} lists the keys"
+    )
+    return f"unknown {'table' if isinstance(mistake.value, dict) else 'key'} ({hint})"
 
 
 def _other_choice(path: KeyPath, root: Kind, values: object) -> str:
@@ -187,7 +189,7 @@ def _other_choice(path: KeyPath, root: Kind, values: object) -> str:
     return f"{name} belongs to {any_of(owners)}, not {chosen}" if owners and chosen else ""
 
 
-def _other_table(path: KeyPath, root: Kind, values: object) -> str:
+def _other_table(path: KeyPath, root: Kind) -> str:
     """The key belongs in other tables, if they are few."""
     name = str(path[-1])
     owners = dict.fromkeys(table for table, section in tables(root) if name in section.model_fields and table)
@@ -201,7 +203,7 @@ def _near_key(path: KeyPath, root: Kind, values: object) -> str:
     return f"did you mean {near[0]}?" if near else ""
 
 
-def _near_elsewhere(path: KeyPath, root: Kind, values: object) -> str:
+def _near_elsewhere(path: KeyPath, root: Kind) -> str:
     owners = {name: table for table, section in tables(root) for name in fields_of(section)}
     near = difflib.get_close_matches(str(path[-1]), owners, n=1, cutoff=0.75)
     return f"did you mean {near[0]} in [{dotted(owners[near[0]])}]?" if near and owners[near[0]] else ""

@@ -72,9 +72,7 @@ def _origin(path: KeyPath, usual: bool, merged: Configuration) -> str:
     return "default" if usual and path not in merged.derived else "derived"
 
 
-def _leaves(
-    section: Section, defaults: object, path: KeyPath, given: object
-) -> Iterator[tuple[KeyPath, bool]]:
+def _leaves(section: Section, defaults: object, path: KeyPath, given: object) -> Iterator[tuple[KeyPath, bool]]:
     """The path of each value, and whether it is what stands there if nothing is given.
 
     `defaults` is the section that stands for the whole table if it is not given, where there is one.

@@ -64,7 +64,7 @@ def child(kind: Kind, key: str | int) -> Kind | None:
     origin, arguments = get_origin(kind.plain), get_args(kind.plain)
     if origin is tuple and isinstance(key, int) and arguments[-1] is not Ellipsis:
         return kind_of(arguments[key]) if key < len(arguments) else None
-    if origin in (tuple, list, set, frozenset):
+    if is_list(kind):
         return kind_of(arguments[0])
     return kind_of(arguments[1]) if origin in (dict, Mapping) else None
 
@@ -81,8 +81,7 @@ def narrow(kind: Kind, value: object) -> Kind:
         others = [o for o in kind.alternatives if o.alternatives or get_origin(o.plain) in (dict, Mapping)]
         return next(iter(sections or others), kind)
     if isinstance(value, list):
-        lists = (o for o in kind.alternatives if get_origin(o.plain) in (tuple, list, set, frozenset))
-        return next(lists, kind)
+        return next((option for option in kind.alternatives if is_list(option)), kind)
     return kind
 
 
@@ -133,6 +132,11 @@ def unit_of(kind: Kind) -> str | None:
     units = (unit_of(option) for option in (*kind.alternatives, *inner))
     own = (item.name for item in kind.metadata if isinstance(item, Unit))
     return next(own, None) or next((unit for unit in units if unit), None)
+
+
+def is_list(kind: Kind) -> bool:
+    """Whether the kind is a single one, of lists."""
+    return get_origin(kind.plain) in (tuple, list, set, frozenset)
 
 
 def is_path(kind: Kind) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import tomli
 
 _DUPLICATE = re.compile("Cannot (declare|overwrite|mutate|redefine)|Duplicate")
-_UNCLOSED = re.compile("Unclosed|Unterminated|Expected \"['\\\\\"]")
+_UNCLOSED = re.compile('Unclosed|Unterminated|Expected "[\'\\\\"]')
 _NEXT_STATEMENT = re.compile(r"\s*(\[|[\w.-]+\s*=)")
 
 
@@ -28,7 +28,7 @@ _CAUSES = tuple(
         ("Invalid value", r"¦(True|False)\b", "true and false are written in lower case", "write true or false"),
         ("Invalid value", r"¦(None|null|nil)\b", "TOML has no value for nothing", "delete the line to leave it unset"),
         ("Invalid value", r"¦([-+]?)(\.\d[\d_e+-]*)", "no digit before the point", r"write \g<1>0\g<2>"),
-        ("Invalid value", r"¦[“”„‘’]", "curly quotes", "write straight ones: \""),
+        ("Invalid value", r"¦[\u201c\u201d\u201e\u2018\u2019]", "curly quotes", 'write straight ones: "'),
         ("Invalid value", r"[\[,]\s*¦\s*$", "a list without closing bracket", "close it with ]"),
         ("Invalid value", r"¦,", "a comma without a value", "delete the comma"),
         ("Invalid value", r"¦([^,\]}#]*[^,\]}#\s])", "a text without quotes", r'write "\1"'),
@@ -46,7 +46,12 @@ _CAUSES = tuple(
         ("Expected ']", r"¦[\w ]+\]", "a table name of several words", "write _ between them, or put it in quotes"),
         ("Expected ']", r"", "a table name without closing bracket", "close it with ]"),
         ("Illegal character '\\\\n'|Unterminated|Expected \"", r"", "a text without closing quote", "close the quote"),
-        ("Unescaped|Invalid hex", r"", "a backslash in a text", "put the text in single quotes, or double the backslash"),
+        (
+            "Unescaped|Invalid hex",
+            r"",
+            "a backslash in a text",
+            "put the text in single quotes, or double the backslash",
+        ),
         ("Invalid statement", r"", "neither key = value nor [table]", "put # before a comment"),
         ("Cannot", r"", "the key or table exists already", "keep one of them"),
         ("Unclosed array", r"[^,\s]\s+¦[\w\"']", "no comma between the elements of a list", "separate them by commas"),

@@ -20,7 +20,7 @@ def in_words(kind: Kind, *, many: bool = False) -> str:
 
 
 def any_of(options: list[str]) -> str:
-    """"a, b or c"."""
+    """ "a, b or c"."""
     unique = list(dict.fromkeys(options))
     return " or ".join([", ".join(unique[:-1]), unique[-1]] if len(unique) > 1 else unique)
 

@@ -49,32 +49,37 @@ def weights_of(section: LossSection) -> dict[str, float]:
     return {term: weight for term, weight in weights.items() if weight > 0}
 
 
-def loss_terms(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> dict[str, Tensor]:
-    """The unweighted terms that have a weight, each a scalar."""
-    terms = {"energy": _energy_term, "forces": _forces_term, "stress": _stress_term}
-    return {name: terms[name](section, prediction, labels, graph) for name in weights_of(section)}
+def term_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
+    """Numerator and denominator of each term that has a weight, (T, 2): they add up over batches, means do not."""
+    terms = {"energy": _energy_sums, "forces": _forces_sums, "stress": _stress_sums}
+    return torch.stack([terms[name](section, prediction, labels, graph) for name in weights_of(section)])
 
 
-def _energy_term(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
+def term_values(sums: Tensor) -> Tensor:
+    """Unweighted terms of sums (T, 2), (T,); zero where there was no label."""
+    return sums[:, 0] / sums[:, 1].clamp(min=1.0)
+
+
+def _energy_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
     num_atoms = atoms_per_structure(graph)
     divisor = {"over_atoms": num_atoms.sqrt(), "per_atom": num_atoms, "total": torch.ones_like(num_atoms)}
     errors, known = _masked(prediction.energy, labels.energy)
-    return _mean(_function(section, errors / divisor[section.energy_error]) * known, known)
+    return _sums(_function(section, errors / divisor[section.energy_error]), known)
 
 
-def _forces_term(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
+def _forces_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
     errors, known = _masked(prediction.forces, labels.forces)
-    values = _function(section, errors) * known
+    values = _function(section, errors)
     if section.forces_mean == "component":
-        return _mean(values, known)
-    sums = sum_over_atoms(torch.stack([values.sum(1), known.sum(1)], dim=1), graph)  # (S, 2)
-    return _mean(sums[:, 0] / sums[:, 1].clamp(min=1.0), (sums[:, 1] > 0).to(sums.dtype))
+        return _sums(values, known)
+    sums = sum_over_atoms(torch.stack([(values * known).sum(1), known.sum(1)], dim=1), graph)  # (S, 2)
+    return _sums(sums[:, 0] / sums[:, 1].clamp(min=1.0), (sums[:, 1] > 0).to(sums.dtype))
 
 
-def _stress_term(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
+def _stress_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
     factor = (graph.volume / atoms_per_structure(graph).sqrt())[:, None, None]
     errors, known = _masked(prediction.stress * factor, labels.stress * factor)
-    return _mean(_function(section, errors) * known, known)
+    return _sums(_function(section, errors), known)
 
 
 def _function(section: LossSection, errors: Tensor) -> Tensor:
@@ -93,8 +98,8 @@ def _masked(predicted: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(known, predicted - reference, torch.zeros_like(reference)), known.to(reference.dtype)
 
 
-def _mean(values: Tensor, known: Tensor) -> Tensor:
-    return values.sum() / known.sum().clamp(min=1.0)
+def _sums(values: Tensor, known: Tensor) -> Tensor:
+    return torch.stack([(values * known).sum(), known.sum()])
 
 
 def atoms_per_structure(graph: AtomicGraph) -> Tensor:

@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from modelforge.atoms.graph import AtomicGraph, Batch, Labels, Prediction, tensors_of
 from modelforge.potentials.energy_model import EnergyModel
-from modelforge.training.loss import LossSection, loss_terms
+from modelforge.training.loss import LossSection, term_sums, term_values
 
 NUM_GRAPH_TENSORS = 8
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}  # compiled against eager, relative to the largest value
@@ -45,7 +45,7 @@ class EagerStep:
         prediction = self.model(
             batch.graph, forces=self.loss.forces_weight > 0, stress=self.loss.stress_weight > 0
         )
-        terms = torch.stack(list(loss_terms(self.loss, prediction, batch.labels, batch.graph).values()))
+        terms = term_values(term_sums(self.loss, prediction, batch.labels, batch.graph))
         detached = Prediction(*(tensor.detach() for tensor in tensors_of(prediction)))
         return StepResult((terms * weights).sum(), terms.detach(), detached)
 

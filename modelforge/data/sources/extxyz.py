@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, field_validator
 
 from modelforge.atoms.units import (
@@ -161,15 +160,17 @@ def make_report(
     """Count, for each key that the section names, the structures that have it and the ones whose value is NaN."""
     energy_unit, length_unit = section.energy_unit, section.length_unit
     origins = [
-        header_origin("energy_key", section.energy_key, energy_unit, header_keys, structures.has_energy),
+        header_origin("energy_key", section.energy_key, energy_unit, header_keys, int(structures.has_energy.sum())),
         forces_origin(section, columns, structures),
     ]
     if section.stress_key:
         unit = section.stress_unit or f"{energy_unit}/{length_unit}^3"
-        origins.append(header_origin("stress_key", section.stress_key, unit, header_keys, structures.has_stress))
+        origins.append(
+            header_origin("stress_key", section.stress_key, unit, header_keys, int(structures.has_stress.sum()))
+        )
     if section.group_key:
-        all_named = np.ones(header_keys.get(section.group_key, 0), bool)
-        origins.append(header_origin("group_key", section.group_key, "", header_keys, all_named))
+        num_named = header_keys.get(section.group_key, 0)
+        origins.append(header_origin("group_key", section.group_key, "", header_keys, num_named))
     return ReadReport(
         structures.files,
         len(structures),
@@ -179,12 +180,10 @@ def make_report(
     )
 
 
-def header_origin(
-    option: str, key: str, unit: str, header_keys: Mapping[str, int], complete: NDArray[np.bool_]
-) -> LabelOrigin:
-    """The origin of a label from the header; `complete` (S,) says which structures have a value."""
+def header_origin(option: str, key: str, unit: str, header_keys: Mapping[str, int], num_complete: int) -> LabelOrigin:
+    """The origin of a label from the header, of which `num_complete` structures have a value."""
     num_carriers = header_keys.get(key, 0)
-    return LabelOrigin(option, key, "header keys", unit, num_carriers, num_carriers - int(complete.sum()))
+    return LabelOrigin(option, key, "header keys", unit, num_carriers, num_carriers - num_complete)
 
 
 def forces_origin(section: ExtendedXYZ, columns: Mapping[str, int], structures: Structures) -> LabelOrigin:

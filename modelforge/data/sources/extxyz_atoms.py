@@ -97,7 +97,7 @@ def parse_layout(properties: str) -> Layout:
     words = properties.split(":")
     columns: dict[str, Columns] = {}
     first = 0
-    for name, kind, width in zip(words[::3], words[1::3], words[2::3], strict=len(words) % 3 == 0):
+    for name, kind, width in zip(words[::3], words[1::3], words[2::3], strict=False):
         if name in columns or kind not in COLUMN_TYPES or not width.isdecimal() or int(width) < 1:
             break
         columns[name] = Columns(first, int(width))
@@ -117,15 +117,18 @@ def wanted_columns(properties: str, forces_key: str) -> Wanted:
     species = symbols if numbers is None else numbers
     if species is None or positions is None:
         raise ValueError(f"must name the columns species (or Z) and pos (got {properties!r})")
-    return Wanted(layout.num_columns, species, numbers is None, positions, layout.find(forces_key, width=3))
+    forces = layout.find(forces_key, width=3)
+    if forces == positions:
+        raise ValueError(f"the forces must be other columns than the positions (got {forces_key!r} for both)")
+    return Wanted(layout.num_columns, species, numbers is None, positions, forces)
 
 
 def frames_by_properties(frames: Frames) -> dict[str, list[int]]:
     """The frames that have the same columns, for each set of columns."""
     chosen: dict[str, list[int]] = {}
     for frame, header in enumerate(frames.headers):
-        chosen.setdefault(header.get("Properties", DEFAULT_PROPERTIES), []).append(frame)
-    return {unquoted(properties): members for properties, members in chosen.items()}
+        chosen.setdefault(unquoted(header.get("Properties", DEFAULT_PROPERTIES)), []).append(frame)
+    return chosen
 
 
 def read_atoms(frames: Frames, chosen: dict[str, list[int]], *, forces_key: str) -> AtomTable:

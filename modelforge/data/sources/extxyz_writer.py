@@ -49,10 +49,13 @@ def write_extxyz(
     of_structures = [Extra("energy", structures.energy), Extra("stress", structures.stress)]
     of_atoms = [Extra("forces", structures.forces)]
     if predicted_energy is not None:
+        assert predicted_energy.shape == structures.energy.shape
         of_structures.append(Extra("predicted_energy", predicted_energy))
     if predicted_stress is not None:
+        assert predicted_stress.shape == structures.stress.shape
         of_structures.append(Extra("predicted_stress", predicted_stress))
     if predicted_forces is not None:
+        assert predicted_forces.shape == structures.forces.shape
         of_atoms.append(Extra("predicted_forces", predicted_forces))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -1,0 +1,31 @@
+"""What every data source is: files, keys and units in, structures and a report on their labels out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from modelforge.data.reference import SelfEnergiesSection
+from modelforge.data.sources.read_report import Reading
+from modelforge.data.split import SplitSection
+from modelforge.section import Section
+
+
+class DataSource(Section, ABC):
+    """What all data sources have in common."""
+
+    split: SplitSection = Field(default=SplitSection(), validate_default=False)
+    self_energies: SelfEnergiesSection = Field(default=SelfEnergiesSection(), validate_default=False)
+
+    @abstractmethod
+    def read(self) -> Reading:
+        """The structures that are split into training, validation and test."""
+
+    @abstractmethod
+    def read_tests(self) -> dict[str, Reading]:
+        """The named test sets."""
+
+    @abstractmethod
+    def read_files(self, paths: Sequence[Path]) -> Reading:
+        """Structures of other files, read with the keys and units of this source."""

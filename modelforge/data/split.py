@@ -1,0 +1,158 @@
+"""Which structures train, validate and test: drawn from an own random stream, the same on every process, saved with the hash
+of the data it indexes.
+
+S structures.
+"""
+
+import hashlib
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from modelforge.data.structures import Integers, Structures
+from modelforge.errors import UserError
+from modelforge.section import CountOrZero, PathText, Section
+
+SETS = ("train", "validation", "test")
+SUM_TOLERANCE = 1e-6  # 0.7 + 0.2 + 0.1 is not 1 in floating point
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class SplitSection(Section):
+    """How the structures of `dataset.path` are shared out; test files named in `dataset.test_paths` are not part of it."""
+
+    strategy: Literal["random", "group", "blocks", "files"] = "random"
+    """Draw structures, draw whole groups, cut the file's order into blocks (for trajectories), or take sets from files."""
+    fractions: tuple[Share, Share, Share] | None = None
+    """Fractions of training, validation and test, which sum to 1; [0.9, 0.1, 0.0] where neither these nor counts are given."""
+    counts: tuple[CountOrZero, CountOrZero, CountOrZero] | None = None
+    """Numbers of structures for training, validation and test, instead of fractions; what is left over is not used."""
+    seed: CountOrZero = 0
+    """Seed of the draw; it has nothing to do with `runtime.seed`."""
+    validation_files: tuple[PathText, ...] = ()
+    """For strategy "files": files or globs for validation."""
+    test_files: tuple[PathText, ...] = ()
+    """For strategy "files": files or globs for the set "test"."""
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> "SplitSection":
+        if self.fractions is not None and self.counts is not None:
+            raise ValueError("give fractions or counts, not both")
+        if self.fractions is not None and abs(sum(self.fractions) - 1.0) > SUM_TOLERANCE:
+            raise ValueError(f"fractions must sum to 1 (they sum to {sum(self.fractions):g})")
+        if self.strategy == "files" and (self.fractions or self.counts):
+            raise ValueError('strategy "files" takes its sets from validation_files and test_files, not from numbers')
+        if self.strategy == "files" and not self.validation_files:
+            raise ValueError('strategy "files" needs validation_files')
+        if self.strategy != "files" and (self.validation_files or self.test_files):
+            raise ValueError('validation_files and test_files belong to strategy "files"')
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Ascending indices of the structures of each set."""
+
+    train: Integers
+    validation: Integers
+    test: Integers
+
+    def sets(self) -> dict[str, Integers]:
+        """The sets by name."""
+        return {name: getattr(self, name) for name in SETS}
+
+
+def split(section: SplitSection, structures: Structures, usable: Integers) -> Split:
+    """Share out the usable structures (their indices); errors name the key to change."""
+    if section.strategy == "files":
+        chosen = _by_files(section, structures, usable)
+    elif section.strategy == "group":
+        chosen = _by_groups(section, structures.group[usable], usable)
+    else:
+        order = usable if section.strategy == "blocks" else _stream(section.seed).permutation(usable)
+        chosen = _cut(order, _sizes(section, len(usable)))
+    found = Split(*(np.sort(part) for part in chosen))
+    for name in ("train", "validation"):
+        if not len(found.sets()[name]):
+            raise UserError(f"dataset.split: the {name} set is empty ({len(usable)} structures in all); change the fractions")
+    return found
+
+
+def _stream(seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, 0x51])  # apart from the streams of weights and of the order of batches
+
+
+def _sizes(section: SplitSection, total: int) -> tuple[int, ...]:
+    if section.counts is not None:
+        if sum(section.counts) > total:
+            raise UserError(
+                f"dataset.split.counts: {list(section.counts)} sum to {sum(section.counts)}, "
+                f"but there are only {total} structures"
+            )
+        return section.counts
+    exact = np.array(section.fractions or (0.9, 0.1, 0.0)) * total
+    sizes = np.floor(exact + SUM_TOLERANCE).astype(int)
+    for place in np.argsort(-(exact - sizes), kind="stable")[: total - sizes.sum()]:
+        sizes[place] += 1
+    return tuple(sizes.tolist())
+
+
+def _cut(order: Integers, sizes: tuple[int, ...]) -> list[Integers]:
+    return np.split(order, np.cumsum(sizes))[:3]
+
+
+def _by_groups(section: SplitSection, groups: Integers, usable: Integers) -> list[Integers]:
+    """Whole groups in random order until each set has its size; the last set takes what is left."""
+    names, which, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    order = _stream(section.seed).permutation(len(names))
+    ends = np.cumsum(_sizes(section, len(usable)))
+    middle = np.cumsum(counts[order]) - 0.5 * counts[order]
+    set_of_group = np.empty(len(names), dtype=int)
+    set_of_group[order] = np.searchsorted(ends, middle)
+    return [usable[set_of_group[which] == place] for place in range(3)]
+
+
+def _by_files(section: SplitSection, structures: Structures, usable: Integers) -> list[Integers]:
+    from modelforge.data.sources.paths import expand_paths
+
+    chosen = []
+    for patterns in (section.validation_files, section.test_files):
+        files = {str(path) for path in expand_paths(patterns)} if patterns else set()
+        numbers = [number for number, file in enumerate(structures.files) if file in files]
+        chosen.append(np.isin(structures.file[usable], numbers))
+    validation, test = chosen
+    return [usable[~validation & ~test], usable[validation], usable[test & ~validation]]
+
+
+def content_hash(structures: Structures) -> str:
+    """A hash of everything that training sees of the structures, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("num_atoms", "atomic_numbers", "positions", "cell", "periodic", "energy", "forces", "stress"):
+        digest.update(np.ascontiguousarray(getattr(structures, name)).tobytes())
+    return digest.hexdigest()
+
+
+def save_split(path: Path, found: Split, data_hash: str) -> None:
+    """Write the split with the hash of its data, at once or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, data_hash=np.array(data_hash), **found.sets())
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(buffer.getvalue())
+    os.replace(temporary, path)
+
+
+def load_split(path: Path, data_hash: str) -> Split:
+    """The split of an earlier start; an error if the data have changed since."""
+    with np.load(path, allow_pickle=False) as saved:
+        if str(saved["data_hash"]) != data_hash:
+            raise UserError(
+                f"{path}: the data files have changed since this run drew its split, so the run cannot go on with them. "
+                "Restore the files, or start a new run with another runtime.run_folder"
+            )
+        return Split(**{name: saved[name] for name in SETS})

@@ -1,0 +1,45 @@
+"""Checkpoints: plain tensors and numbers, written at once or not at all, read without executing anything."""
+
+import os
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from modelforge.errors import UserError
+from modelforge.training.task import TaskState
+
+SCHEMA = 1
+
+
+class Checkpoint(TypedDict):
+    """What a run continues from."""
+
+    schema: int
+    experiment: str  # the resolved experiment, TOML
+    task: TaskState
+    keeper: dict[str, Any]  # best loss, patience, rows of metrics.csv, training time
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write through a temporary file, so that a reader finds the old or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU."""
+    try:
+        checkpoint: Checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(
+            f"{path}: cannot be read as a checkpoint ({type(error).__name__}); delete it to start from the beginning, "
+            "or restore a good copy"
+        ) from error
+    if checkpoint.get("schema") != SCHEMA:
+        raise UserError(f"{path}: checkpoint of another version (schema {checkpoint.get('schema')}, expected {SCHEMA})")
+    return checkpoint

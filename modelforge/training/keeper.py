@@ -1,0 +1,282 @@
+"""The Trainer's callback that keeps a run: validations, learning rate, best weights, checkpoints, metrics.csv, stopping.
+
+A Lightning epoch is here the stretch from one validation to the next. What a signal asks for is done at the next step.
+"""
+
+import csv
+import io
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+
+from modelforge.data.module import DataModule
+from modelforge.training.checkpoint import Checkpoint, save_checkpoint
+from modelforge.training.metrics import Errors, errors
+from modelforge.training.section import TrainingSection
+from modelforge.training.task import TrainingTask
+
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its checkpoint is written."""
+
+
+class NotFinite(Exception):
+    """The loss is not finite any more; the message says where."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is known after a validation."""
+
+    step: int
+    epoch: float
+    seconds: float  # of training so far
+    learning_rate: float
+    training_loss: float
+    validation_loss: float
+    training: Errors
+    validation: Errors
+    structures_per_second: float
+    is_best: bool
+    waiting_for: str  # plateau and early stopping in words
+
+    def row(self) -> dict[str, float | int | None]:
+        """The row of metrics.csv."""
+        numbers: dict[str, float | int | None] = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "learning_rate": self.learning_rate,
+            "structures_per_second": self.structures_per_second,
+            "train/loss": self.training_loss,
+            "val/loss": self.validation_loss,
+        }
+        for name, found in (("train", self.training), ("val", self.validation)):
+            numbers |= {f"{name}/{key}": value for key, value in found.items() if not key.startswith("num_")}
+        return numbers
+
+
+class Listener(Protocol):
+    """Someone who shows a run: a progress bar, plain lines, TensorBoard."""
+
+    def started(self, *, step: int, total_steps: int, seconds: float) -> None:
+        """Training begins or goes on."""
+
+    def stepped(self, *, step: int) -> None:
+        """A training step is over."""
+
+    def validated(self, validation: Validation) -> None:
+        """A validation is over."""
+
+    def said(self, message: str) -> None:
+        """Something the user should know."""
+
+
+@dataclass
+class KeeperState:
+    """What the keeper continues from."""
+
+    best_loss: float = float("inf")
+    best_step: int = 0
+    validations_without_improvement: int = 0
+    seconds: float = 0.0
+    rows: list[dict[str, float | int | None]] = field(default_factory=list)
+
+
+class RunKeeper(pl.Callback):
+    """Keeps a run in its folder."""
+
+    def __init__(self, section: TrainingSection, folder: Path, experiment: str, listeners: list[Listener]) -> None:
+        self.section, self.folder, self.experiment, self.listeners = section, folder, experiment, listeners
+        self.state = KeeperState()
+        self.reason = "max_epochs reached" if section.max_steps is None else "max_steps reached"
+        self.first_step_seconds: float | None = None
+        self._stop_signal: int | None = None
+        self._begun = time.perf_counter()
+        self._stretch_seconds = 0.0
+        self._stretch_structures = 0
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from the state in a checkpoint."""
+        self.state = KeeperState(**state)
+
+    @property
+    def seconds(self) -> float:
+        """Training time, over all resumptions."""
+        return self.state.seconds + time.perf_counter() - self._begun
+
+    @contextmanager
+    def listening_to_signals(self) -> Iterator[None]:
+        """Signals set a flag; a second Ctrl-C interrupts at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self._stop_signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._stop_signal = number
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Start the clock."""
+        task = _task(pl_module)
+        self._begun = time.perf_counter()
+        task.compiler.tell = self.say
+        for listener in self.listeners:
+            listener.started(step=task.steps, total_steps=task.total_steps, seconds=self.state.seconds)
+
+    def say(self, message: str) -> None:
+        """Tell the user something."""
+        for listener in self.listeners:
+            listener.said(message)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int  # noqa: ARG002
+    ) -> None:
+        """Start the clock of a step."""
+        self._step_begun = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
+    ) -> None:
+        """Act on signals and on the time limit."""
+        task = _task(pl_module)
+        self._stretch_seconds += time.perf_counter() - self._step_begun
+        self._stretch_structures += batch.graph.num_structures * trainer.world_size
+        for listener in self.listeners:
+            listener.stepped(step=task.steps)
+        if self._stop_signal is not None:
+            self.save(trainer, task)
+            raise Interrupted(f"{signal.Signals(self._stop_signal).name} at step {task.steps}")
+        if self.section.seconds is not None and self.seconds > self.section.seconds and not trainer.should_stop:
+            self.reason = f"max_time ({self.section.max_time}) reached"
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read the errors, adapt the learning rate, keep the best weights, decide whether to stop."""
+        task = _task(pl_module)
+        validation = self._validation(task)
+        self._check_finite(trainer, task, validation)
+        task.learning_rate.after_validation(validation.validation_loss, task.optimizer_steps)
+        self.state.rows.append(validation.row())
+        patience = self.section.early_stopping.patience
+        if patience is not None and self.state.validations_without_improvement >= patience:
+            self.reason = f"early stopping: no improvement of the validation loss in {patience} validations"
+            trainer.should_stop = True
+        if trainer.is_global_zero:
+            self._write_csv()
+        self.save(trainer, task, best=validation.is_best)
+        for listener in self.listeners:
+            listener.validated(validation)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hand out the next stretch of batches."""
+        next_stretch(_data(trainer), _task(pl_module), self.section)
+
+    def save(self, trainer: pl.Trainer, task: TrainingTask, *, best: bool = False) -> None:
+        """Write last.ckpt, and best.ckpt where it is the best so far."""
+        if not trainer.is_global_zero:
+            return
+        keeper = asdict(self.state) | {"seconds": self.seconds}
+        checkpoint = Checkpoint(schema=1, experiment=self.experiment, task=task.state(), keeper=keeper)
+        if best:
+            save_checkpoint(self.folder / "checkpoints" / "best.ckpt", checkpoint)
+        save_checkpoint(self.folder / "checkpoints" / "last.ckpt", checkpoint)
+
+    def _validation(self, task: TrainingTask) -> Validation:
+        loss, count = task.training_loss.tolist()
+        speed = self._stretch_structures / self._stretch_seconds if self._stretch_seconds else 0.0
+        validation_loss = task.validation_loss()
+        is_best = validation_loss < self.state.best_loss
+        counts = validation_loss < self.state.best_loss * (1.0 - self.section.early_stopping.threshold)
+        if is_best:
+            self.state.best_loss, self.state.best_step = validation_loss, task.steps
+        self.state.validations_without_improvement = 0 if counts else self.state.validations_without_improvement + 1
+        validation = Validation(
+            step=task.steps,
+            epoch=task.steps / task.steps_per_epoch,
+            seconds=self.seconds,
+            learning_rate=float(task.optimizer.param_groups[0]["lr"]),
+            training_loss=loss / max(count, 1.0),
+            validation_loss=validation_loss,
+            training=errors(task.training_errors),
+            validation=errors(task.validation_errors),
+            structures_per_second=speed,
+            is_best=is_best,
+            waiting_for=self._waiting_for(task),
+        )
+        task.training_loss.zero_()
+        task.training_errors.reset()
+        self._stretch_seconds, self._stretch_structures = 0.0, 0
+        return validation
+
+    def _waiting_for(self, task: TrainingTask) -> str:
+        patience = self.section.early_stopping.patience
+        stopping = f"stop {self.state.validations_without_improvement}/{patience}" if patience else None
+        return ", ".join(filter(None, [task.learning_rate.in_words(), stopping]))
+
+    def _check_finite(self, trainer: pl.Trainer, task: TrainingTask, validation: Validation) -> None:
+        for name, value in (("training", validation.training_loss), ("validation", validation.validation_loss)):
+            if not abs(value) < float("inf"):
+                raise NotFinite(
+                    f"the {name} loss is {value} after step {task.steps}. The last good weights are in "
+                    f"{self.folder / 'checkpoints'}. Lower training.optimizer.learning_rate, or set a smaller "
+                    "training.gradient_clip_factor"
+                )
+
+    def _write_csv(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(self.state.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _short(value) for key, value in row.items()} for row in self.state.rows)
+        temporary = self.folder / "metrics.csv.tmp"
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+        os.replace(temporary, self.folder / "metrics.csv")
+
+
+def next_stretch(data: DataModule, task: TrainingTask, section: TrainingSection) -> None:
+    """Let the data module hand out the batches up to the next validation."""
+    length = section.validate_every_steps or section.validate_every_epochs * task.steps_per_epoch
+    data.first_step = task.steps
+    data.last_step = min((task.steps // length + 1) * length, task.total_steps)
+
+
+def num_stretches(task: TrainingTask, section: TrainingSection) -> int:
+    """Validations that are still to come."""
+    length = section.validate_every_steps or section.validate_every_epochs * task.steps_per_epoch
+    return -(-task.total_steps // length) - task.steps // length
+
+
+def _short(value: float | int | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.9g}"
+
+
+def _task(module: pl.LightningModule) -> TrainingTask:
+    assert isinstance(module, TrainingTask)
+    return module
+
+
+def _data(trainer: pl.Trainer) -> DataModule:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, DataModule)
+    return data
+
