@@ -55,9 +55,13 @@ class Configuration:
         return Place(str(self.path), self.path.name, self.path.parent, (1, 0))
 
     def place(self, key: KeyPath) -> Place:
-        """Where a key stands; for one that does not exist the file, or the `--set` that wrote the table around it."""
-        around = (self.places.get(key[:length]) for length in range(len(key) - 1, 0, -1))
-        overrides = (place for place in around if place and place.origin == "--set")
+        """Where a key stands, or the `--set` that wrote the table around it or that made it for a key within.
+
+        What does not exist stands in the file as a whole.
+        """
+        around = [place for known, place in self.places.items() if key[: len(known)] == known]
+        within = [place for known, place in self.places.items() if known[: len(key)] == key]
+        overrides = (place for place in around + within if place.origin == "--set")
         return self.places.get(key) or next(overrides, self.file)
 
 

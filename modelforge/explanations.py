@@ -5,7 +5,18 @@ from dataclasses import dataclass
 from typing import get_args, get_origin
 
 from modelforge.mistakes import Mistake, kind_at, value_at
-from modelforge.schema import Kind, choices, discriminator_of, fields_of, literals, narrow_fully, sections_in, tables
+from modelforge.schema import (
+    Kind,
+    child,
+    choices,
+    discriminator_of,
+    fields_of,
+    is_list,
+    literals,
+    narrow_fully,
+    sections_in,
+    tables,
+)
 from modelforge.toml_document import KeyPath
 from modelforge.toml_text import dotted, toml_value
 from modelforge.wording import any_of, in_words
@@ -153,12 +164,21 @@ def _remedy(kind: Kind, value: object) -> str:
         return f"; write {int(value)}"
     if isinstance(value, (int, float)) and not isinstance(value, bool) and str in wanted:
         return f'; as a text: "{value}" (in a shell \'"{value}"\')'
-    wants_list = {get_origin(plain) for plain in wanted} & {tuple, list}
-    return f"; write [{toml_value(value)}]" if wants_list and isinstance(value, (int, float, str)) else ""
+    return f"; write [{toml_value(value)}]" if any(_is_element(value, option) for option in _options(kind)) else ""
+
+
+def _is_element(value: object, kind: Kind) -> bool:
+    """Whether the value would do in brackets."""
+    element = child(kind, 0) if is_list(kind) and Ellipsis in get_args(kind.plain) else None
+    return element is not None and type(value) in _plain_types(element)
+
+
+def _options(kind: Kind) -> tuple[Kind, ...]:
+    return kind.alternatives or (kind,)
 
 
 def _plain_types(kind: Kind) -> set[object]:
-    return {option.plain for option in kind.alternatives or (kind,)}
+    return {option.plain for option in _options(kind)}
 
 
 def _is_number(text: str) -> bool:

@@ -1,6 +1,6 @@
 """`load_section`: from a TOML and overrides to a validated section with the origin of each value."""
 
-import json
+import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from modelforge.explanations import explain
 from modelforge.mistakes import mistakes, value_at
 from modelforge.schema import Kind
 from modelforge.section import Section
-from modelforge.toml_document import KeyPath, read_toml
+from modelforge.toml_document import KeyPath, TomlValue, read_toml
 from modelforge.toml_text import dotted
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -41,8 +41,8 @@ def load_section(section: type[AnySection], path: Path, overrides: Sequence[str]
     """Read, merge, make paths absolute, validate once; all mistakes come in one `ConfigurationError`."""
     merged = merge(read_toml(path), overrides, section)
     try:
-        # JSON in strict mode: lists may become tuples, but "5" is no number and true is no 1
-        validated = section.model_validate_json(json.dumps(merged.values, default=str), strict=True)
+        # strict: "5" is no number, true is no 1
+        validated = section.model_validate(_frozen(merged.values), strict=True)
     except ValidationError as error:
         found = _explained(error, Kind(section), merged)
     else:
@@ -50,6 +50,15 @@ def load_section(section: type[AnySection], path: Path, overrides: Sequence[str]
     if found or merged.problems:
         raise ConfigurationError(_sorted_messages([*found, *merged.problems]))
     return Loaded(validated, origins_of(validated, merged))
+
+
+def _frozen(value: TomlValue) -> object:
+    """Values as sections hold them: tuples for lists; dates, which no key holds, as texts."""
+    if isinstance(value, dict):
+        return {key: _frozen(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return tuple(_frozen(entry) for entry in value)
+    return str(value) if isinstance(value, (datetime.date, datetime.time)) else value
 
 
 def _explained(error: ValidationError, root: Kind, merged: Configuration) -> list[tuple[Place, str]]:

@@ -115,5 +115,9 @@ class DataModule(pl.LightningDataModule):
         rank, num_processes = self._process()
         return EvaluationBatches(self.validation, self.evaluation_batch_size, rank=rank, num_processes=num_processes)
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
+        """A batch gathered on the device stays where it is."""
+        return batch.to(device)
+
     def _process(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from modelforge.data.sources.paths import expand_paths
 from modelforge.data.structures import Integers, Structures
 from modelforge.errors import UserError
 from modelforge.section import CountOrZero, PathText, Section
@@ -119,11 +120,9 @@ def _by_groups(section: SplitSection, groups: Integers, usable: Integers) -> lis
 
 
 def _by_files(section: SplitSection, structures: Structures, usable: Integers) -> list[Integers]:
-    from modelforge.data.sources.paths import expand_paths
-
     chosen = []
     for patterns in (section.validation_files, section.test_files):
-        files = {str(path) for path in expand_paths(patterns)} if patterns else set()
+        files = {str(path) for path in expand_paths(patterns, Path())} if patterns else set()
         numbers = [number for number, file in enumerate(structures.files) if file in files]
         chosen.append(np.isin(structures.file[usable], numbers))
     validation, test = chosen

@@ -142,6 +142,10 @@ class RunKeeper(pl.Callback):
         for listener in self.listeners:
             listener.started(step=task.steps, total_steps=task.total_steps, seconds=self.state.seconds)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Stop the clock."""
+        self.state.seconds = self.seconds
+
     def say(self, message: str) -> None:
         """Tell the user something."""
         for listener in self.listeners:
@@ -253,14 +257,14 @@ class RunKeeper(pl.Callback):
 
 def next_stretch(data: DataModule, task: TrainingTask, section: TrainingSection) -> None:
     """Let the data module hand out the batches up to the next validation."""
-    length = section.validate_every_steps or section.validate_every_epochs * task.steps_per_epoch
+    length = section.validation_interval(task.steps_per_epoch)
     data.first_step = task.steps
     data.last_step = min((task.steps // length + 1) * length, task.total_steps)
 
 
 def num_stretches(task: TrainingTask, section: TrainingSection) -> int:
     """Validations that are still to come."""
-    length = section.validate_every_steps or section.validate_every_epochs * task.steps_per_epoch
+    length = section.validation_interval(task.steps_per_epoch)
     return -(-task.total_steps // length) - task.steps // length
 
 

@@ -9,11 +9,12 @@ structures is divided by the number of structures that carry the label: a missin
 from typing import Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from modelforge.atoms.graph import AtomicGraph, Labels, Prediction
 from modelforge.atoms.sums import sum_over_atoms
-from modelforge.section import NonNegative, Positive, Section
+from modelforge.section import NonNegative, Positive, Section, SectionError
 
 
 class LossSection(Section):
@@ -33,6 +34,14 @@ class LossSection(Section):
     """Energy error: (dE)^2/N, (dE/N)^2 or (dE)^2; for mae and huber the function of dE/sqrt(N), dE/N or dE."""
     forces_mean: Literal["structure", "component"] = "structure"
     """Mean of the forces term: over each structure's components, then structures; or over all components of the batch."""
+
+    @model_validator(mode="after")
+    def _options_are_used(self) -> "LossSection":
+        if self.huber_delta is not None and self.function != "huber":
+            raise SectionError(("huber_delta", f'has no effect with function = "{self.function}"; remove it'))
+        if not weights_of(self):
+            raise SectionError(("energy_weight", "all weights are 0, so nothing would be trained; set one above 0"))
+        return self
 
     @property
     def needs_derivatives(self) -> bool:

@@ -4,11 +4,18 @@ import re
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, model_validator
 
-from modelforge.section import Count, NonNegative, Positive, Section, Unit
+from modelforge.section import Count, NonNegative, Section, SectionError
 from modelforge.training.loss import LossSection
-from modelforge.training.optimizer import AdamWSection, LearningRateSection, OptimizerSection, ReduceOnPlateau
+from modelforge.training.optimizer import (
+    AdamWSection,
+    ClippingSection,
+    LearningRateSection,
+    OptimizerSection,
+    ReduceOnPlateau,
+    RunningNorm,
+)
 from modelforge.training.weight_average import WeightAverageSection
 
 
@@ -45,19 +52,26 @@ class TrainingSection(Section):
     """Structures in a batch of validation and test; no result depends on it."""
     accumulate_batches: Count = 1
     """Batches whose gradients are summed up for one optimizer step."""
-    gradient_clip_factor: Positive | None = 3.0
-    """Largest norm of the gradient, as a multiple of its running mean; it fits all data sets and all of a run."""
-    gradient_clip_norm: Positive | None = None
-    """Largest norm of the gradient; instead of `gradient_clip_factor`."""
-    validate_every_epochs: Count = 1
-    """Epochs from one validation to the next."""
+    validate_every_epochs: Count | None = None
+    """Epochs from one validation to the next; 1 where `validate_every_steps` is not given either."""
     validate_every_steps: Count | None = None
-    """Steps from one validation to the next, instead of epochs: for data sets whose epochs are long."""
+    """Batches from one validation to the next, instead of epochs: for data sets whose epochs are long."""
     loss: LossSection = LossSection()
     optimizer: OptimizerSection = AdamWSection()
+    clipping: ClippingSection = RunningNorm()
     lr_scheduler: LearningRateSection = ReduceOnPlateau()
     early_stopping: EarlyStoppingSection = EarlyStoppingSection()
     ema: WeightAverageSection = WeightAverageSection()
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> "TrainingSection":
+        if self.validate_every_epochs and self.validate_every_steps:
+            raise SectionError(("validate_every_steps", "must not be given together with validate_every_epochs; remove one"))
+        return self
+
+    def validation_interval(self, steps_per_epoch: int) -> int:
+        """Batches from one validation to the next."""
+        return self.validate_every_steps or (self.validate_every_epochs or 1) * steps_per_epoch
 
     @property
     def seconds(self) -> float | None:

@@ -16,7 +16,7 @@ from modelforge.potentials.energy_model import EnergyModel
 from modelforge.training.compilation import StepCompiler
 from modelforge.training.loss import term_sums, term_values, weights_of
 from modelforge.training.metrics import ErrorSums
-from modelforge.training.optimizer import LearningRate, RunningNormClip, build_optimizer
+from modelforge.training.optimizer import Clipping, LearningRate, build_optimizer
 from modelforge.training.section import TrainingSection
 from modelforge.training.weight_average import WeightAverage
 
@@ -57,7 +57,7 @@ class TrainingTask(pl.LightningModule):
         self.register_buffer("training_loss", torch.zeros(2, dtype=model.scale.dtype), persistent=False)
         self.register_buffer("validation_sums", torch.zeros(len(weights), 2, dtype=torch.float64), persistent=False)
         self.training_errors, self.validation_errors = ErrorSums(), ErrorSums(num_subsets)
-        self.clip = RunningNormClip(section.gradient_clip_factor) if section.gradient_clip_factor else None
+        self.clip = Clipping(section.clipping)
         self._averaged = ExitStack()
         self._restored: TaskState | None = None
 
@@ -80,10 +80,6 @@ class TrainingTask(pl.LightningModule):
             self._restore(self._restored)
         return self.optimizer
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
-        """A batch gathered on the device stays where it is."""
-        return batch.to(device)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss of a batch; nothing here waits for the device."""
         step = self.compiler.step(self.steps, batch, self.loss_weights)
@@ -102,13 +98,13 @@ class TrainingTask(pl.LightningModule):
         self.average.update()
 
     def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,  # noqa: ARG002
+        gradient_clip_algorithm: str | None = None,  # noqa: ARG002
     ) -> None:
-        """Clip by the running norm, or by a fixed one."""
-        if self.clip is not None:
-            self.clip([w.grad for group in optimizer.param_groups for w in group["params"] if w.grad is not None])
-        elif gradient_clip_val:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Clip as the section says; Lightning's own limits are not set."""
+        self.clip([w.grad for group in optimizer.param_groups for w in group["params"] if w.grad is not None])
 
     def on_validation_epoch_start(self) -> None:
         """Validate with the averaged weights."""
@@ -144,7 +140,7 @@ class TrainingTask(pl.LightningModule):
             averaged_weights=self.average.weights(),
             optimizer=self.optimizer.state_dict(),
             learning_rate=self.learning_rate.state_dict(),
-            clipping=self.clip.state if self.clip else None,
+            clipping=self.clip.state,
             training_loss=self.training_loss,
             training_errors={"by_subset": self.training_errors.by_subset, "by_element": self.training_errors.by_element},
         )
@@ -162,6 +158,5 @@ class TrainingTask(pl.LightningModule):
         self.training_loss.copy_(state["training_loss"])
         self.training_errors.by_subset.copy_(state["training_errors"]["by_subset"])
         self.training_errors.by_element.copy_(state["training_errors"]["by_element"])
-        if self.clip is not None:
-            self.clip.state = state["clipping"]
+        self.clip.state = state["clipping"]
         self._restored = None

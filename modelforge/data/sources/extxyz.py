@@ -34,14 +34,17 @@ from modelforge.data.sources.extxyz_atoms import (
 from modelforge.data.sources.extxyz_cells import read_cells
 from modelforge.data.sources.extxyz_frames import TEXT_SIZE, Frames, read_frames
 from modelforge.data.sources.extxyz_labels import read_energies, read_groups, read_stresses, read_subsets
+from modelforge.data.sources.paths import expand_paths
 from modelforge.data.sources.read_report import LabelOrigin, Reading, ReadReport
+from modelforge.data.sources.source import DataSource
 from modelforge.data.structures import Structures, concatenate
-from modelforge.section import PathText, Section
+from modelforge.section import PathText
 
 GEOMETRY_KEYS = ("Properties", "Lattice", "pbc")
 GEOMETRY_COLUMNS = ("species", "symbols", "Z", "numbers", "pos", "positions")
 
 Key = Annotated[str, Field(min_length=1)]
+SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # also a file name in the run folder
 
 
 def one_or_several(paths: object) -> object:
@@ -49,12 +52,14 @@ def one_or_several(paths: object) -> object:
     return (paths,) if isinstance(paths, str) else paths
 
 
-class ExtendedXYZ(Section):
+class ExtendedXYZ(DataSource):
     """Structures and labels from files in extended XYZ."""
 
     name: Literal["extxyz"] = "extxyz"
     path: Annotated[tuple[PathText, ...], BeforeValidator(one_or_several), Field(min_length=1)]
     """One or several files or globs, relative to the experiment file."""
+    test_paths: dict[SetName, Annotated[tuple[PathText, ...], BeforeValidator(one_or_several), Field(min_length=1)]] = {}
+    """Named test sets: each name with one or several files or globs."""
     energy_key: Key = "energy"
     """Key in the header of a structure's energy; it is the total energy, not per atom."""
     forces_key: Key = "forces"
@@ -82,12 +87,17 @@ class ExtendedXYZ(Section):
             raise ValueError(f"must name a stress, which is -virial / volume in most codes (got {key!r})")
         return key
 
-    def read(self, paths: Sequence[Path]) -> Structures:
-        """Read all structures of `paths`, in units of eV and angstrom."""
-        return self.read_with_report(paths).structures
+    def read(self) -> Reading:
+        """The structures of `path`, and of the files that the split takes sets from."""
+        patterns = (*self.path, *self.split.validation_files, *self.split.test_files)
+        return read_extxyz(expand_paths(patterns, Path()), self)
 
-    def read_with_report(self, paths: Sequence[Path]) -> Reading:
-        """Read all structures of `paths`, in units of eV and angstrom, and report the origin of the labels."""
+    def read_tests(self) -> dict[str, Reading]:
+        """The structures of `test_paths`."""
+        return {name: self.read_files(expand_paths(paths, Path())) for name, paths in self.test_paths.items()}
+
+    def read_files(self, paths: Sequence[Path]) -> Reading:
+        """Structures of other files, read with these keys and units."""
         return read_extxyz(paths, self)
 
 

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field
 
 from modelforge.data.reference import SelfEnergiesSection
 from modelforge.data.sources.read_report import Reading
@@ -15,8 +14,8 @@ from modelforge.section import Section
 class DataSource(Section, ABC):
     """What all data sources have in common."""
 
-    split: SplitSection = Field(default=SplitSection(), validate_default=False)
-    self_energies: SelfEnergiesSection = Field(default=SelfEnergiesSection(), validate_default=False)
+    split: SplitSection = SplitSection()
+    self_energies: SelfEnergiesSection = SelfEnergiesSection()
 
     @abstractmethod
     def read(self) -> Reading:

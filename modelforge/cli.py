@@ -1,0 +1,95 @@
+"""The command line: parse, call, print. Torch is imported only inside a command."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from modelforge.errors import UserError
+
+USER_MISTAKE, STOPPED_EARLY = 2, 75
+
+app = typer.Typer(
+    help="Train neural network potentials: one TOML file in, a tested potential out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The experiment, a TOML file.", metavar="TOML")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Override a key, such as training.batch_size=8; repeatable.", metavar="KEY=VALUE"),
+]
+RunFolder = Annotated[Path | None, typer.Option(help="Where the run goes (runtime.run_folder).", metavar="DIR")]
+
+
+@app.command()
+def train(config: Config, settings: Settings = None, run_folder: RunFolder = None) -> None:
+    """Train, test and report. The same command starts a run, resumes it, or says that it is finished."""
+    from modelforge.experiment import load
+    from modelforge.train import train as run
+    from modelforge.training.keeper import Interrupted
+
+    try:
+        run(load(config, [*(settings or []), *_folder_setting(run_folder)]), Console())
+    except Interrupted as stop:
+        typer.echo(f"stopped ({stop}); the same command goes on from there", err=True)
+        raise typer.Exit(STOPPED_EARLY) from None
+
+
+@app.command()
+def check(config: Config, settings: Settings = None) -> None:
+    """Find out, in seconds, everything about an experiment that can be known without training."""
+    from modelforge.check import check as look
+    from modelforge.experiment import load
+
+    for line in look(load(config, settings or [])):
+        typer.echo(line)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Option(help="A run folder or a potential.safetensors.", metavar="RUN")],
+    data: Annotated[list[str], typer.Option(help="File or glob with structures; repeatable.", metavar="FILE")],
+    out: Annotated[Path | None, typer.Option(help="Folder for results.json and predictions.extxyz.", metavar="DIR")] = None,
+    device: Annotated[str, typer.Option(help="Device to run on, such as cpu or cuda.")] = "cpu",
+) -> None:
+    """Predict structures with a trained potential; errors where they carry labels."""
+    from modelforge.evaluate import evaluate_files
+    from modelforge.report import error_table
+
+    Console().print(error_table(evaluate_files(model, data, out=out, device=device)))
+
+
+@app.command()
+def describe(
+    section: Annotated[str | None, typer.Argument(help="A section, such as training.loss.")] = None,
+    json_schema: Annotated[bool, typer.Option("--json-schema", help="Print the JSON schema for editors.")] = False,
+) -> None:
+    """The reference of every key: type, default, unit and meaning."""
+    from modelforge import describe as reference
+
+    if json_schema:
+        typer.echo(reference.json_schema_text())
+    else:
+        Console().print(reference.describe(section))
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one message and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(USER_MISTAKE)
+
+
+def _folder_setting(run_folder: Path | None) -> list[str]:
+    return [f'runtime.run_folder="{run_folder}"'] if run_folder else []
+
+
+if __name__ == "__main__":
+    main()

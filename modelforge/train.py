@@ -1,0 +1,223 @@
+"""`train(experiment)`: assemble, fit, test, report, all of it in a run folder.
+
+The same call starts a run, resumes it after any interruption, or finds it finished.
+"""
+
+import json
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from modelforge import __version__
+from modelforge.data.module import DataModule
+from modelforge.data.prepare import PreparedData, prepare
+from modelforge.evaluate import evaluate, write_predictions
+from modelforge.experiment import Experiment, LoadedExperiment, resolved_toml
+from modelforge.model_file import FILE_NAME, TrainedPotential, save_potential
+from modelforge.potentials.energy_model import EnergyModel
+from modelforge.report import data_summary, error_table, model_summary
+from modelforge.run_folder import RunFolder, length_of, write_text
+from modelforge.training.checkpoint import load_checkpoint
+from modelforge.training.compilation import StepCompiler
+from modelforge.training.display import LiveBar, PlainLines, RunLog, duration
+from modelforge.training.keeper import Listener, RunKeeper, next_stretch, num_stretches
+from modelforge.training.loss import weights_of
+from modelforge.training.task import TrainingTask
+from modelforge.training.trainer import build_trainer, dtype_of, reason_not_to_compile
+
+Results = dict[str, Any]
+
+
+@dataclass(eq=False)
+class Run:
+    """A run that is set up: everything that `fit` needs."""
+
+    experiment: Experiment
+    resolved: str
+    folder: RunFolder
+    data: PreparedData
+    module: DataModule
+    task: TrainingTask
+    keeper: RunKeeper
+    log: RunLog
+
+
+def train(loaded: LoadedExperiment, console: Console) -> Results:
+    """Train, test and report; gives the results, which are also in the run folder's results.json."""
+    experiment = loaded.experiment
+    folder = RunFolder(Path(experiment.runtime.run_folder))
+    folder.refuse_other_experiment(experiment)
+    if (results := folder.finished_results(experiment)) is not None:
+        console.print(f"This run is finished: {folder.path}", markup=False, highlight=False, soft_wrap=True)
+        console.print(error_table(results))
+        return results
+    folder.create()
+    log = RunLog(console, folder.log)
+    try:
+        run = set_up(loaded, folder, log)
+        fit(run)
+        return finish(run)
+    finally:
+        log.close()
+
+
+def set_up(loaded: LoadedExperiment, folder: RunFolder, log: RunLog) -> Run:
+    """Data, model, task and keeper, as they were where a run resumes."""
+    experiment = loaded.experiment
+    training, runtime = experiment.training, experiment.runtime
+    if runtime.num_threads:
+        torch.set_num_threads(runtime.num_threads)
+    log.line(f"modelforge {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads", style="dim")
+    data = prepare(experiment.dataset, weights=weights_of(training.loss), split_file=folder.split)
+    resolved = resolved_toml(experiment, loaded.origins)
+    write_text(folder.experiment, resolved)
+    module = _data_module(experiment, data)
+    model = build_model(experiment, data)
+    for line in (*data_summary(data), *model_summary(experiment, model, module.order().steps_per_epoch)):
+        log.line(line)
+    total_steps = total_steps_of(experiment, module.order().steps_per_epoch)
+    compiler = StepCompiler(
+        model, training.loss, mode=runtime.compile, total_steps=total_steps, refusal=reason_not_to_compile(runtime)
+    )
+    task = TrainingTask(
+        model,
+        training,
+        compiler,
+        steps_per_epoch=module.order().steps_per_epoch,
+        total_steps=total_steps,
+        num_subsets=len(data.structures.subset_names),
+    )
+    keeper = RunKeeper(training, folder.path, resolved, [])
+    if folder.last_checkpoint.exists():
+        checkpoint = load_checkpoint(folder.last_checkpoint)
+        task.restore(checkpoint["task"])
+        keeper.restore(checkpoint["keeper"])
+    return Run(experiment, resolved, folder, data, module, task, keeper, log)
+
+
+def build_model(experiment: Experiment, data: PreparedData) -> EnergyModel:
+    """The model with random weights, from their own random stream: how the data were split does not change them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.runtime.seed)
+        potential = experiment.potential.build(data.elements)
+        return EnergyModel(potential, scale=data.scale).to(dtype_of(experiment.runtime))
+
+
+def total_steps_of(experiment: Experiment, steps_per_epoch: int) -> int:
+    """Batches until the run ends, if nothing ends it before."""
+    training = experiment.training
+    by_epochs = training.max_epochs * steps_per_epoch
+    by_steps = training.max_steps * training.accumulate_batches if training.max_steps else by_epochs
+    return min(by_epochs, by_steps)
+
+
+def fit(run: Run) -> None:
+    """Train from where the run stands to its end; `Interrupted` if a signal asks to stop."""
+    task, runtime = run.task, run.experiment.runtime
+    if task.steps >= task.total_steps:
+        return
+    listeners, bar = _listeners(run)
+    run.keeper.listeners = listeners
+    trainer = build_trainer(
+        runtime,
+        run.experiment.training,
+        callbacks=[run.keeper],
+        num_stretches=num_stretches(task, run.experiment.training),
+        folder=str(run.folder.path),
+    )
+    next_stretch(run.module, task, run.experiment.training)
+    try:
+        with run.keeper.listening_to_signals():
+            trainer.fit(task, datamodule=run.module)
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def finish(run: Run) -> Results:
+    """Test the best weights, write the product and the results."""
+    trained = best_potential(run)
+    save_potential(run.folder.path / FILE_NAME, trained)
+    device = run.task.device
+    metrics: dict[str, Any] = {}
+    for name, structures in {"validation": run.data.validation, **run.data.tests}.items():
+        evaluation = evaluate(
+            trained, structures, batch_size=run.experiment.training.evaluation_batch_size, device=device
+        )
+        metrics[name] = evaluation.metrics
+        write_predictions(run.folder.predictions(name), structures, evaluation)
+        for note in evaluation.notes:
+            run.log.line(f"note: {name}: {note}")
+    results = _results(run, trained, metrics)
+    write_text(run.folder.results, json.dumps(results, indent=2) + "\n")
+    run.log.line(f"finished: {run.keeper.reason} after {duration(run.keeper.state.seconds)}; tested weights: {trained.weights}")
+    run.log.console.print(error_table(results))
+    return results
+
+
+def best_potential(run: Run) -> TrainedPotential:
+    """The potential with the best weights so far: the averaged ones where there is an average."""
+    state = load_checkpoint(run.folder.best_checkpoint)["task"]
+    run.task.model.load_state_dict({**state["weights"], **state["averaged_weights"]})
+    epoch = state["steps"] / run.task.steps_per_epoch
+    kind = "EMA" if run.experiment.training.ema.decay else "raw"
+    return TrainedPotential(
+        model=run.task.model.eval(),
+        potential=run.experiment.potential,
+        dataset=run.experiment.dataset,
+        self_energies=run.data.reference.self_energies,
+        shifts=run.data.reference.shifts,
+        experiment=run.resolved,
+        weights=f"best epoch {epoch:.4g}, {kind}",
+    )
+
+
+def _results(run: Run, trained: TrainedPotential, metrics: dict[str, Any]) -> Results:
+    speeds = sorted(row["structures_per_second"] for row in run.keeper.state.rows[len(run.keeper.state.rows) // 2 :])
+    return {
+        "status": "finished",
+        "reason": run.keeper.reason,
+        "version": __version__,
+        "epochs": run.task.steps / run.task.steps_per_epoch,
+        "steps": run.task.steps,
+        "num_parameters": sum(weight.numel() for weight in run.task.model.parameters()),
+        "training_seconds": run.keeper.state.seconds,
+        "structures_per_second": speeds[len(speeds) // 2] if speeds else None,
+        "peak_memory_mb": peak_memory_mb(),
+        "weights": trained.weights,
+        "self_energies_ev": trained.self_energies.by_element,
+        "metrics": metrics,
+        "length": length_of(run.experiment),
+    }
+
+
+def peak_memory_mb() -> float:
+    """Peak memory of this process, or of the GPU if there is one in use, in MB."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _listeners(run: Run) -> tuple[list[Listener], LiveBar | None]:
+    runtime, steps_per_epoch = run.experiment.runtime, run.task.steps_per_epoch
+    live = run.log.console.is_terminal if runtime.progress_bar == "auto" else runtime.progress_bar
+    lines = PlainLines(run.log, interval=runtime.log_interval, steps_per_epoch=steps_per_epoch, shown=not live)
+    bar = LiveBar(run.log, steps_per_epoch=steps_per_epoch) if live else None
+    return ([lines, bar] if bar else [lines]), bar
+
+
+def _data_module(experiment: Experiment, data: PreparedData) -> DataModule:
+    return DataModule(
+        data,
+        cutoff=experiment.potential.cutoff,
+        dtype=dtype_of(experiment.runtime),
+        batch_size=experiment.training.batch_size,
+        evaluation_batch_size=experiment.training.evaluation_batch_size,
+        seed=experiment.runtime.seed,
+    )

@@ -1,0 +1,206 @@
+"""What a run shows: a live bar on a terminal, plain lines elsewhere, and all of it as plain lines in log.txt."""
+
+import time
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from modelforge.training.keeper import Validation
+from modelforge.training.metrics import Errors
+
+REFRESH = 8  # per second
+
+
+class RunLog:
+    """Prints lines to the console and appends them to log.txt, there without colours."""
+
+    def __init__(self, console: Console, path: Path | None) -> None:
+        self.console = console
+        self._file: TextIO | None = path.open("a", encoding="utf-8") if path else None
+
+    def line(self, text: str = "", *, style: str | None = None, shown: bool = True) -> None:
+        """One line; `shown` False only logs it."""
+        if shown:
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        if self._file:
+            self._file.write(text + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file:
+            self._file.close()
+
+
+class PlainLines:
+    """A listener that writes one plain line per interval."""
+
+    def __init__(self, log: RunLog, *, interval: float, steps_per_epoch: int, shown: bool) -> None:
+        self.log, self.interval, self.steps_per_epoch, self.shown = log, interval, steps_per_epoch, shown
+        self.pace: Pace | None = None
+        self._last_line = 0.0
+        self._last: Validation | None = None
+
+    def started(self, *, step: int, total_steps: int, seconds: float) -> None:
+        """Start the clock."""
+        self.pace = Pace(step=step, total_steps=total_steps)
+        self._last_line = time.perf_counter()
+        if step:
+            self.log.line(f"resumed at step {step} after {duration(seconds)} of training", shown=self.shown)
+
+    def stepped(self, *, step: int) -> None:
+        """A line where a stretch between validations is longer than the interval."""
+        assert self.pace is not None
+        first = self.pace.step_done(step)
+        if first is not None:
+            self.log.line(f"first step done {first:.1f} s after the start of training", shown=False)
+        if time.perf_counter() - self._last_line > self.interval and step < self.pace.total_steps:
+            self._write(f"{self._where(step)}  {self._left()}")
+
+    def validated(self, validation: Validation) -> None:
+        """A line with the errors, if the last one is long enough ago or this is the end."""
+        assert self.pace is not None
+        is_end = validation.step >= self.pace.total_steps
+        if self._last is None or is_end or time.perf_counter() - self._last_line > self.interval:
+            self._write(f"{self._where(validation.step)}  {summary(validation)}  {self._left()}")
+        self._last = validation
+
+    def said(self, message: str) -> None:
+        """A message."""
+        self.log.line(message, shown=self.shown)
+
+    def _write(self, text: str) -> None:
+        self._last_line = time.perf_counter()
+        self.log.line(text, shown=self.shown)
+
+    def _where(self, step: int) -> str:
+        assert self.pace is not None
+        epochs = self.pace.total_steps / self.steps_per_epoch
+        return f"epoch {step / self.steps_per_epoch:.4g}/{epochs:.4g}  step {step}"
+
+    def _left(self) -> str:
+        assert self.pace is not None
+        return f"{duration(self.pace.seconds_left())} left"
+
+
+class LiveBar:
+    """A listener that shows a live bar with the current errors, learning rate, plateau, speed and time left."""
+
+    def __init__(self, log: RunLog, *, steps_per_epoch: int) -> None:
+        self.log, self.steps_per_epoch = log, steps_per_epoch
+        self.pace: Pace | None = None
+        self._step = 0
+        self._validation: Validation | None = None
+        self._live = Live(console=log.console, refresh_per_second=REFRESH, transient=True, get_renderable=self.render)
+
+    def started(self, *, step: int, total_steps: int, seconds: float) -> None:
+        """Show the bar."""
+        self.pace, self._step = Pace(step=step, total_steps=total_steps), step
+        if step:
+            self.log.console.print(f"resumed at step {step} after {duration(seconds)} of training", highlight=False)
+        self._live.start()
+
+    def stepped(self, *, step: int) -> None:
+        """Move on."""
+        assert self.pace is not None
+        self._step = step
+        self.pace.step_done(step)
+
+    def validated(self, validation: Validation) -> None:
+        """Show other errors."""
+        self._validation = validation
+
+    def said(self, message: str) -> None:
+        """A line above the bar."""
+        self.log.console.print(message, markup=False, highlight=False)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._live.stop()
+
+    def render(self) -> Table:
+        """The bar and, once there is a validation, two lines of numbers beneath it."""
+        table = Table.grid(padding=(0, 1))
+        if self.pace is None:
+            return table
+        total = self.pace.total_steps
+        epoch = f"epoch {self._step / self.steps_per_epoch:.1f}/{total / self.steps_per_epoch:.4g}"
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(epoch, ProgressBar(total=total, completed=self._step, width=40), f"{100 * self._step / total:.0f}%",
+                    f"{duration(self.pace.seconds_left())} left")
+        table.add_row(bar)
+        if self._validation is not None:
+            table.add_row(errors_in_words("train     ", self._validation.training))
+            table.add_row(errors_in_words("validation", self._validation.validation))
+            table.add_row(rest_in_words(self._validation))
+        return table
+
+
+class Pace:
+    """How fast steps go by, from the last few seconds of them."""
+
+    def __init__(self, *, step: int, total_steps: int) -> None:
+        self.total_steps = total_steps
+        self._begun = time.perf_counter()
+        self._marks = [(self._begun, step)]
+        self._first = True
+
+    def step_done(self, step: int) -> float | None:
+        """Note a step; for the first one, the seconds that it took."""
+        now = time.perf_counter()
+        if now - self._marks[-1][0] > 1.0:
+            self._marks = [*self._marks[-30:], (now, step)]
+        self._latest = step
+        if self._first:
+            self._first = False
+            return now - self._begun
+        return None
+
+    def seconds_left(self) -> float:
+        """Seconds until the last step at the present pace."""
+        (then, step), (now, latest) = self._marks[0], (time.perf_counter(), getattr(self, "_latest", 0))
+        return (self.total_steps - latest) * (now - then) / max(1, latest - step)
+
+
+def summary(validation: Validation) -> str:
+    """A validation in one line."""
+    return "  ".join(
+        filter(
+            None,
+            (
+                errors_in_words("train", validation.training),
+                errors_in_words("val", validation.validation),
+                rest_in_words(validation),
+            ),
+        )
+    )
+
+
+def errors_in_words(name: str, errors: Errors) -> str:
+    """Errors of a set with their units; what was not measured is left out."""
+    shown = (
+        ("F", errors["forces_rmse_mev_per_angstrom"], "meV/A"),
+        ("E", errors["energy_rmse_mev_per_atom"], "meV/atom"),
+        ("S", errors["stress_rmse_mev_per_angstrom3"], "meV/A^3"),
+    )
+    return f"{name} RMSE " + " ".join(f"{label} {value:.4g} {unit}" for label, value, unit in shown if value is not None)
+
+
+def rest_in_words(validation: Validation) -> str:
+    """Learning rate, plateau and speed."""
+    parts = (f"lr {validation.learning_rate:.1e}", validation.waiting_for, f"{validation.structures_per_second:.0f} structures/s")
+    return "  ".join(filter(None, parts))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,84 @@
+"""The Lightning Trainer of a runtime section, and the numbers that follow from it: dtype, device, whether to compile."""
+
+import logging
+import warnings
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from modelforge.errors import UserError
+from modelforge.training.loss import LossSection
+from modelforge.training.runtime import RuntimeSection
+from modelforge.training.section import TrainingSection
+
+# What Lightning says about choices that are deliberate here.
+QUIET = (
+    ".*does not have many workers.*",
+    ".*The number of training batches.*is smaller than the logging interval.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)`.*",
+    ".*Starting from v1.9.0, `tensorboardX`.*",
+    ".*GPU available but not used.*",
+    ".*pin_memory.*",
+    ".*is not supported by the dataloader.*",
+    ".*Checkpoint directory.*",
+)
+
+
+def dtype_of(runtime: RuntimeSection) -> torch.dtype:
+    """The floating point type of weights and data."""
+    return torch.float64 if runtime.precision == "64-true" else torch.float32
+
+
+def build_trainer(
+    runtime: RuntimeSection, training: TrainingSection, *, callbacks: list[pl.Callback], num_stretches: int, folder: str
+) -> pl.Trainer:
+    """A Trainer whose epochs are the stretches between validations; checkpoints and progress are the callbacks'."""
+    _quieten()
+    try:
+        return pl.Trainer(
+            accelerator=runtime.accelerator,
+            devices=list(runtime.devices) if isinstance(runtime.devices, tuple) else runtime.devices,
+            num_nodes=runtime.num_nodes,
+            strategy=runtime.strategy,
+            # In double precision model and data are float64 from the start, so there is nothing for Lightning to convert.
+            precision="32-true" if runtime.precision == "64-true" else runtime.precision,
+            callbacks=callbacks,
+            logger=TensorBoardLogger(folder, name="tensorboard", version="") if runtime.tensorboard else False,
+            max_epochs=num_stretches,
+            accumulate_grad_batches=training.accumulate_batches,
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            inference_mode=False,  # forces are derivatives
+            use_distributed_sampler=False,  # each process takes its share of one order
+            default_root_dir=folder,
+        )
+    except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
+        raise UserError(f"runtime: Lightning cannot build a trainer for these settings: {error}") from error
+
+
+def reason_not_to_compile(runtime: RuntimeSection) -> str | None:
+    """Why a step with these settings runs eagerly, or None."""
+    if runtime.precision not in ("32-true", "64-true"):
+        return f'runtime.precision = "{runtime.precision}" is not compiled, only "32-true" and "64-true"'
+    if runtime.accelerator == "mps":
+        return "there is no compiler for accelerator mps"
+    return None
+
+
+def refuse_half_precision_forces(runtime: RuntimeSection, loss: LossSection) -> str | None:
+    """Why half precision cannot be used, or None: second derivatives overflow in float16 whatever the loss is scaled with."""
+    if runtime.precision == "16-mixed" and loss.needs_derivatives:
+        return 'must not be "16-mixed" when forces or stress are trained: their gradients are NaN in float16; use "32-true"'
+    return None
+
+
+def _quieten() -> None:
+    for pattern in QUIET:
+        warnings.filterwarnings("ignore", pattern)
+    for name in ("pytorch_lightning", "lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
