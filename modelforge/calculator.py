@@ -1,8 +1,11 @@
 """The ASE calculator of a trained potential: energy, forces and stress as atoms move."""
 
+# mypy: allow-untyped-calls
+# ASE annotates only a part of its functions.
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +21,14 @@ from modelforge.model_file import load_potential
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-class ModelforgeCalculator(Calculator):  # type: ignore[misc]  # ASE is not typed
+class ModelforgeCalculator(Calculator):
     """Energy (eV), forces (eV/angstrom) and, in fully periodic structures, stress (eV/angstrom^3, Voigt order of ASE).
 
     `potential` is a run folder or a potential.safetensors; `dtype` "float32" or "float64", by default that of the
     training. Edges are found anew at each call.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]
 
     def __init__(
         self, potential: str | Path, *, device: str = "cpu", dtype: str | torch.dtype | None = None, **options: Any
@@ -43,14 +46,13 @@ class ModelforgeCalculator(Calculator):  # type: ignore[misc]  # ASE is not type
     ) -> None:
         """Fill `results` for the atoms; ASE calls it when something has changed."""
         super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
         structures = _structures_of(self.atoms)
         if unknown := sorted(set(structures.elements) - set(self.trained.elements)):
             raise UserError(f"the potential was not trained on atomic numbers {unknown}; it knows {self.trained.elements}")
         constants = self.trained.constants()
         with_stress = "stress" in properties and bool(structures.periodic.all())
-        table = structure_table(
-            structures, cutoff=self.trained.cutoff, self_energies=constants, dtype=self.trained.dtype
-        )
+        table = structure_table(structures, cutoff=self.trained.cutoff, self_energies=constants, dtype=self.trained.dtype)
         batch = table.batch(torch.zeros(1, dtype=torch.long)).to(self.device)
         prediction = self.trained.model(batch.graph, stress=with_stress)
         energy = float(prediction.energy.double()) + float(constants[structures.atomic_numbers].sum())

@@ -9,12 +9,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from modelforge.configuration.schema import Kind, choices, fields_of, tables, unit_of
+from modelforge.configuration.wording import in_words
+from modelforge.configuration.writing import toml_value
 from modelforge.errors import UserError
 from modelforge.experiment import Experiment
-from modelforge.schema import Kind, choices, fields_of, tables, unit_of
 from modelforge.section import Section
-from modelforge.toml_text import toml_value
-from modelforge.wording import in_words
 
 TablePath = tuple[str, ...]
 

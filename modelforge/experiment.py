@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pydantic import model_validator
 
+from modelforge.configuration.loading import ConfigurationError, load_section
+from modelforge.configuration.writing import resolved_toml
 from modelforge.data.section import DatasetSection
-from modelforge.loaded import ConfigurationError, load_section
 from modelforge.potentials import PotentialSection
 from modelforge.section import Problem, Section, SectionError
-from modelforge.toml_text import resolved_toml
 from modelforge.training.runtime import RuntimeSection
 from modelforge.training.section import TrainingSection
 

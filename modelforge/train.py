@@ -5,6 +5,7 @@ The same call starts a run, resumes it after any interruption, or finds it finis
 
 import json
 import resource
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,9 +147,7 @@ def finish(run: Run) -> Results:
     device = run.task.device
     metrics: dict[str, Any] = {}
     for name, structures in {"validation": run.data.validation, **run.data.tests}.items():
-        evaluation = evaluate(
-            trained, structures, batch_size=run.experiment.training.evaluation_batch_size, device=device
-        )
+        evaluation = evaluate(trained, structures, batch_size=run.experiment.training.evaluation_batch_size, device=device)
         metrics[name] = evaluation.metrics
         write_predictions(run.folder.predictions(name), structures, evaluation)
         for note in evaluation.notes:
@@ -178,7 +177,8 @@ def best_potential(run: Run) -> TrainedPotential:
 
 
 def _results(run: Run, trained: TrainedPotential, metrics: dict[str, Any]) -> Results:
-    speeds = sorted(row["structures_per_second"] for row in run.keeper.state.rows[len(run.keeper.state.rows) // 2 :])
+    rows = run.keeper.state.rows
+    speeds = [float(row["structures_per_second"] or 0.0) for row in rows[len(rows) // 2 :]]
     return {
         "status": "finished",
         "reason": run.keeper.reason,
@@ -187,7 +187,7 @@ def _results(run: Run, trained: TrainedPotential, metrics: dict[str, Any]) -> Re
         "steps": run.task.steps,
         "num_parameters": sum(weight.numel() for weight in run.task.model.parameters()),
         "training_seconds": run.keeper.state.seconds,
-        "structures_per_second": speeds[len(speeds) // 2] if speeds else None,
+        "structures_per_second": statistics.median(speeds) if speeds else None,
         "peak_memory_mb": peak_memory_mb(),
         "weights": trained.weights,
         "self_energies_ev": trained.self_energies.by_element,

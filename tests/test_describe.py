@@ -7,12 +7,12 @@ import pytest
 from pydantic import Field
 from rich.console import Console
 
+from modelforge.configuration.schema import Kind, fields_of, sections_in, tables
+from modelforge.configuration.wording import in_words
 from modelforge.describe import describe, json_schema
 from modelforge.errors import UserError
 from modelforge.experiment import Experiment
-from modelforge.schema import Kind, fields_of, sections_in, tables
 from modelforge.section import Count, Fraction, Length, PathText, Positive, Section
-from modelforge.wording import in_words
 
 
 class PaiNN(Section):

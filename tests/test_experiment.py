@@ -10,8 +10,8 @@ import pytest
 import tomli
 from toy_sections import SGD, SHORTEST, AdamW, Dataset, Ema, PaiNN, SchNet, Toy, Training, load_toy
 
+from modelforge.configuration.writing import resolved_toml, toml_value
 from modelforge.experiment import ConfigurationError, load
-from modelforge.toml_text import resolved_toml, toml_value
 from modelforge.training.runtime import RuntimeSection
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, field_validator, model_validator
 
-from modelforge.loaded import ConfigurationError, Loaded, load_section
+from modelforge.configuration.loading import ConfigurationError, Loaded, load_section
 from modelforge.section import Count, Fraction, Length, PathText, Positive, Section, SectionError
 from modelforge.training.runtime import RuntimeSection
 

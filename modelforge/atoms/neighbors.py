@@ -39,9 +39,7 @@ class _Pairs:
     vectors: Floats  # (E, 3)
 
 
-def find_edges(
-    num_atoms: Integers, positions: Floats, cell: Floats, periodic: NDArray[np.bool_], *, cutoff: float
-) -> Edges:
+def find_edges(num_atoms: Integers, positions: Floats, cell: Floats, periodic: NDArray[np.bool_], *, cutoff: float) -> Edges:
     """Edges of structures given by columns (S,), (N, 3) angstrom, (S, 3, 3) angstrom, (S, 3), for a cutoff in angstrom."""
     offsets = np.concatenate([[0], np.cumsum(num_atoms)])
     parts = []
@@ -96,9 +94,7 @@ def _cell_list(positions: Floats, cell: Floats, periodic: NDArray[np.bool_], cut
     """Pairs of one structure by vesin's cell list."""
     box = np.where(periodic[:, None], cell, 0.0)  # a vector along which the structure is not periodic means nothing
     calculator = vesin.NeighborList(cutoff=cutoff, full_list=True)
-    receiver, sender, shift = calculator.compute(
-        points=positions, box=_completed(box), periodic=periodic, quantities="ijS"
-    )
+    receiver, sender, shift = calculator.compute(points=positions, box=_completed(box), periodic=periodic, quantities="ijS")
     receiver, sender, shift = (np.asarray(part, dtype=np.int64) for part in (receiver, sender, shift))
     vectors = positions[sender] - positions[receiver] + shift @ box
     near = np.einsum("ij,ij->i", vectors, vectors) < cutoff**2

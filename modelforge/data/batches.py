@@ -89,9 +89,7 @@ def structure_table(
 
 def edges_of(structures: Structures, *, cutoff: float) -> Edges:
     """Edges of all structures within the cutoff in angstrom."""
-    return find_edges(
-        structures.num_atoms, structures.positions, structures.cell, structures.periodic, cutoff=cutoff
-    )
+    return find_edges(structures.num_atoms, structures.positions, structures.cell, structures.periodic, cutoff=cutoff)
 
 
 def sum_of_constants(structures: Structures, by_element: Floats) -> Floats:

@@ -66,7 +66,7 @@ class EvaluationBatches:
 
     def __init__(self, table: StructureTable, batch_size: int, *, rank: int = 0, num_processes: int = 1) -> None:
         chosen = torch.arange(rank, len(table), num_processes)
-        self.table, self.chosen = table, [part for part in chosen.split(batch_size) if len(part)]
+        self.table, self.chosen = table, [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -97,9 +97,7 @@ class DataModule(pl.LightningDataModule):
 
     def table(self, structures: Structures) -> StructureTable:
         """A set with edges, without self-energies, in the training precision."""
-        return structure_table(
-            structures, cutoff=self.cutoff, self_energies=self.data.reference.table(), dtype=self.dtype
-        )
+        return structure_table(structures, cutoff=self.cutoff, self_energies=self.data.reference.table(), dtype=self.dtype)
 
     def order(self) -> BatchOrder:
         """The order of the training batches of this process."""

@@ -142,9 +142,7 @@ def _isolated_atoms(source: DataSource, structures: Structures) -> tuple[dict[in
     return found, np.setdiff1d(everything, taken), (note,)
 
 
-def _split(
-    source: DataSource, structures: Structures, usable: Integers, split_file: Path | None, data_hash: str
-) -> Split:
+def _split(source: DataSource, structures: Structures, usable: Integers, split_file: Path | None, data_hash: str) -> Split:
     if split_file is not None and split_file.exists():
         return load_split(split_file, data_hash)
     found = split(source.split, structures, usable)

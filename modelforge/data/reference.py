@@ -1,4 +1,4 @@
-"""Self-energies of a data set: from the TOML, from isolated atoms, from the source's own table, or fitted to the training set."""
+"""Self-energies of a data set: from the TOML, from isolated atoms, from the source's table, or fitted to the training set."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,9 +108,7 @@ def reference_of(
     return Reference(found, _shifts(found, counts, labelled, elements), tuple(notes))
 
 
-def _shifts(
-    found: SelfEnergies, counts: Floats, labelled: Structures, elements: tuple[int, ...]
-) -> dict[int, float]:
+def _shifts(found: SelfEnergies, counts: Floats, labelled: Structures, elements: tuple[int, ...]) -> dict[int, float]:
     """Interaction energy that an atom of each element has on average; a fit has taken it up already."""
     if len(found.fitted) == len(elements):
         return dict.fromkeys(elements, 0.0)

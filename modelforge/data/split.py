@@ -140,7 +140,7 @@ def content_hash(structures: Structures) -> str:
 def save_split(path: Path, found: Split, data_hash: str) -> None:
     """Write the split with the hash of its data, at once or not at all."""
     buffer = io.BytesIO()
-    np.savez(buffer, data_hash=np.array(data_hash), **found.sets())
+    np.savez(buffer, data_hash=np.array(data_hash), train=found.train, validation=found.validation, test=found.test)
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(buffer.getvalue())
     os.replace(temporary, path)

@@ -54,12 +54,12 @@ class Structures:
     @property
     def has_force(self) -> NDArray[np.bool_]:
         """Which atoms carry a force, (N,)."""
-        return np.isfinite(self.forces).all(axis=1)
+        return np.asarray(np.isfinite(self.forces).all(axis=1))
 
     @property
     def has_stress(self) -> NDArray[np.bool_]:
         """Which structures carry a stress, (S,)."""
-        return np.isfinite(self.stress).all(axis=(1, 2))
+        return np.asarray(np.isfinite(self.stress).all(axis=(1, 2)))
 
     def place(self, structure: int) -> str:
         """`file:index` of a structure, as messages name it."""
@@ -87,7 +87,8 @@ def ragged_arange(starts: Integers, counts: Integers) -> Integers:
     """`starts[0], starts[0]+1, ... (counts[0] of them), starts[1], ...`, (sum of counts,)."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total) + np.repeat(starts - (ends - counts), counts)
+    places: Integers = np.arange(total) + np.repeat(starts - (ends - counts), counts)
+    return places
 
 
 def concatenate(parts: Sequence[Structures]) -> Structures:

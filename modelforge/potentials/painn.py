@@ -3,7 +3,7 @@
     message:  c_j = MLP(q_j);  (a, b, e) = w(d_ij) * c_j;  q_i <- q_i + sum_j a;  mu_i <- mu_i + sum_j (b u_ij + e mu_j)
     mixing:   (V, U) = W mu;  (a, b, e) = MLP([q, |V|]);   q <- q + a + e <V, U>;  mu <- mu + b U
 
-with scalars q (N, F), vectors mu (N, 3, F) that start at zero, unit vectors u_ij, and filters w(d) = (W_f radial(d) + b_f) f_c(d).
+with scalars q (N, F), vectors mu (N, 3, F) that start at zero, unit vectors u_ij, filters w(d) = (W radial(d) + b) f_c(d).
 The network and its readout follow SchNetPack, whose weights it reproduces. N atoms, E edges, F features, T layers.
 """
 
@@ -61,7 +61,7 @@ class Message(nn.Module):
         parts = 2 if vectors is None else 3  # the third part multiplies the vectors: nothing while they are zero
         width = parts * self.num_features
         context = self.context(scalars)[:, :width]
-        weights = (filters[:, :width] * at_senders(context, graph)).split(self.num_features, dim=1)  # parts x (E, F)
+        weights = (filters[:, :width] * at_senders(context, graph)).chunk(parts, dim=1)  # parts x (E, F)
         to_vectors = weights[1][:, None] * directions  # (E, 3, F)
         if vectors is not None:
             to_vectors = to_vectors + weights[2][:, None] * at_senders(vectors, graph)

@@ -53,38 +53,31 @@ class PlainLines:
             self.log.line(f"resumed at step {step} after {duration(seconds)} of training", shown=self.shown)
 
     def stepped(self, *, step: int) -> None:
-        """A line where a stretch between validations is longer than the interval."""
+        """A line where the last one is long enough ago."""
         assert self.pace is not None
         first = self.pace.step_done(step)
         if first is not None:
             self.log.line(f"first step done {first:.1f} s after the start of training", shown=False)
         if time.perf_counter() - self._last_line > self.interval and step < self.pace.total_steps:
-            self._write(f"{self._where(step)}  {self._left()}")
+            self._write(step)
 
     def validated(self, validation: Validation) -> None:
-        """A line with the errors, if the last one is long enough ago or this is the end."""
+        """A line for the first validation and for the last."""
         assert self.pace is not None
-        is_end = validation.step >= self.pace.total_steps
-        if self._last is None or is_end or time.perf_counter() - self._last_line > self.interval:
-            self._write(f"{self._where(validation.step)}  {summary(validation)}  {self._left()}")
-        self._last = validation
+        is_first, self._last = self._last is None, validation
+        if is_first or validation.step >= self.pace.total_steps:
+            self._write(validation.step)
 
     def said(self, message: str) -> None:
         """A message."""
         self.log.line(message, shown=self.shown)
 
-    def _write(self, text: str) -> None:
+    def _write(self, step: int) -> None:
+        assert self.pace is not None
         self._last_line = time.perf_counter()
-        self.log.line(text, shown=self.shown)
-
-    def _where(self, step: int) -> str:
-        assert self.pace is not None
-        epochs = self.pace.total_steps / self.steps_per_epoch
-        return f"epoch {step / self.steps_per_epoch:.4g}/{epochs:.4g}  step {step}"
-
-    def _left(self) -> str:
-        assert self.pace is not None
-        return f"{duration(self.pace.seconds_left())} left"
+        epochs = f"epoch {step / self.steps_per_epoch:.1f}/{self.pace.total_steps / self.steps_per_epoch:.4g}"
+        known = summary(self._last) if self._last else "no validation yet"
+        self.log.line(f"{epochs}  {known}  {duration(self.pace.seconds_left())} left", shown=self.shown)
 
 
 class LiveBar:
@@ -130,8 +123,12 @@ class LiveBar:
         total = self.pace.total_steps
         epoch = f"epoch {self._step / self.steps_per_epoch:.1f}/{total / self.steps_per_epoch:.4g}"
         bar = Table.grid(padding=(0, 1))
-        bar.add_row(epoch, ProgressBar(total=total, completed=self._step, width=40), f"{100 * self._step / total:.0f}%",
-                    f"{duration(self.pace.seconds_left())} left")
+        bar.add_row(
+            epoch,
+            ProgressBar(total=total, completed=self._step, width=40),
+            f"{100 * self._step / total:.0f}%",
+            f"{duration(self.pace.seconds_left())} left",
+        )
         table.add_row(bar)
         if self._validation is not None:
             table.add_row(errors_in_words("train     ", self._validation.training))
@@ -192,7 +189,11 @@ def errors_in_words(name: str, errors: Errors) -> str:
 
 def rest_in_words(validation: Validation) -> str:
     """Learning rate, plateau and speed."""
-    parts = (f"lr {validation.learning_rate:.1e}", validation.waiting_for, f"{validation.structures_per_second:.0f} structures/s")
+    parts = (
+        f"lr {validation.learning_rate:.1e}",
+        validation.waiting_for,
+        f"{validation.structures_per_second:.0f} structures/s",
+    )
     return "  ".join(filter(None, parts))
 
 

@@ -129,12 +129,12 @@ class RunKeeper(pl.Callback):
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if self._stop_signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._stop_signal = number
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         task = _task(pl_module)
         self._begun = time.perf_counter()
@@ -142,7 +142,7 @@ class RunKeeper(pl.Callback):
         for listener in self.listeners:
             listener.started(step=task.steps, total_steps=task.total_steps, seconds=self.state.seconds)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
         self.state.seconds = self.seconds
 
@@ -152,13 +152,22 @@ class RunKeeper(pl.Callback):
             listener.said(message)
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int  # noqa: ARG002
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Start the clock of a step."""
         self._step_begun = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Act on signals and on the time limit."""
         task = _task(pl_module)
@@ -177,7 +186,7 @@ class RunKeeper(pl.Callback):
         """Read the errors, adapt the learning rate, keep the best weights, decide whether to stop."""
         task = _task(pl_module)
         validation = self._validation(task)
-        self._check_finite(trainer, task, validation)
+        self._check_finite(task, validation)
         task.learning_rate.after_validation(validation.validation_loss, task.optimizer_steps)
         self.state.rows.append(validation.row())
         patience = self.section.early_stopping.patience
@@ -236,7 +245,7 @@ class RunKeeper(pl.Callback):
         stopping = f"stop {self.state.validations_without_improvement}/{patience}" if patience else None
         return ", ".join(filter(None, [task.learning_rate.in_words(), stopping]))
 
-    def _check_finite(self, trainer: pl.Trainer, task: TrainingTask, validation: Validation) -> None:
+    def _check_finite(self, task: TrainingTask, validation: Validation) -> None:
         for name, value in (("training", validation.training_loss), ("validation", validation.validation_loss)):
             if not abs(value) < float("inf"):
                 raise NotFinite(
@@ -283,4 +292,3 @@ def _data(trainer: pl.Trainer) -> DataModule:
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, DataModule)
     return data
-

@@ -42,7 +42,7 @@ class ErrorSums(Metric):
         """Add the errors of a batch."""
         labels, graph = batch.labels, batch.graph
         energy = prediction.energy.double() - labels.energy.double()
-        forces = _sums((prediction.forces.double() - labels.forces.double()))  # (N, 3)
+        forces = _sums(prediction.forces.double() - labels.forces.double())  # (N, 3)
         stress = _sums((prediction.stress.double() - labels.stress.double()).flatten(1))
         per_atom = energy / atoms_per_structure(graph)
         of_structures = forces.new_zeros(len(energy), 3).index_add(0, graph.structure_index, forces)

@@ -169,9 +169,7 @@ class LearningRate:
 
     def set_for(self, step: int) -> None:
         """Set the optimizer's rate for an optimizer step, counted from 0."""
-        factor = schedule_factor(
-            self.section, step, steps_per_epoch=self.steps_per_epoch, total_steps=self.total_steps
-        )
+        factor = schedule_factor(self.section, step, steps_per_epoch=self.steps_per_epoch, total_steps=self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * float(self._stand_in.param_groups[0]["lr"])
 

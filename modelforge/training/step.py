@@ -1,7 +1,7 @@
 """One training step as a function of weights and batch: loss terms, predictions, gradients; eager or compiled.
 
-The compiled step is one graph of energy, forces, loss and weight gradients: the derivative by the edge vectors is written out
-by tracing with `make_fx`, then Inductor fuses the whole. Legend: S structures, N atoms, E edges, T loss terms.
+The compiled step is one graph of energy, forces, loss and weight gradients: the derivative by the edge vectors is written
+out by tracing with `make_fx`, then Inductor fuses the whole. Legend: S structures, N atoms, E edges, T loss terms.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.function import FunctionCtx
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext, SymbolicContext
 
 from modelforge.atoms.graph import AtomicGraph, Batch, Labels, Prediction, tensors_of
 from modelforge.potentials.energy_model import EnergyModel
@@ -42,9 +42,7 @@ class EagerStep:
 
     def __call__(self, batch: Batch, weights: Tensor) -> StepResult:
         """Loss and prediction of a batch for the weights of the terms (T,)."""
-        prediction = self.model(
-            batch.graph, forces=self.loss.forces_weight > 0, stress=self.loss.stress_weight > 0
-        )
+        prediction = self.model(batch.graph, forces=self.loss.forces_weight > 0, stress=self.loss.stress_weight > 0)
         terms = term_values(term_sums(self.loss, prediction, batch.labels, batch.graph))
         detached = Prediction(*(tensor.detach() for tensor in tensors_of(prediction)))
         return StepResult((terms * weights).sum(), terms.detach(), detached)
@@ -160,11 +158,11 @@ class _Substituted:
 def _stand_ins(tensors: Sequence[Tensor], num_fixed: int) -> list[Tensor]:
     """Tensors without data; sizes of the batch are symbols that are not taken for equal because they happen to be."""
     mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=False), allow_non_fake_inputs=True)
-    stand_ins = []
+    stand_ins: list[Tensor] = []
     for place, tensor in enumerate(tensors):
         varying = {-1} if place < num_fixed else {1} if place == num_fixed + 1 else {0}
         sizes = [DimDynamic.DYNAMIC if dim in varying else DimDynamic.STATIC for dim in range(tensor.ndim)]
-        context = StatelessSymbolicContext(dynamic_sizes=sizes)
+        context: SymbolicContext = StatelessSymbolicContext(dynamic_sizes=sizes)
         stand_ins.append(mode.from_tensor(tensor, symbolic_context=context))
     return stand_ins
 

@@ -80,7 +80,7 @@ class TrainingTask(pl.LightningModule):
             self._restore(self._restored)
         return self.optimizer
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch; nothing here waits for the device."""
         step = self.compiler.step(self.steps, batch, self.loss_weights)
         result = step(batch, self.loss_weights)
@@ -100,8 +100,8 @@ class TrainingTask(pl.LightningModule):
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
-        gradient_clip_val: float | None = None,  # noqa: ARG002
-        gradient_clip_algorithm: str | None = None,  # noqa: ARG002
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the section says; Lightning's own limits are not set."""
         self.clip([w.grad for group in optimizer.param_groups for w in group["params"] if w.grad is not None])
@@ -112,7 +112,7 @@ class TrainingTask(pl.LightningModule):
         self.validation_errors.reset()
         self.validation_sums.zero_()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add up the errors of a batch."""
         loss = self.section.loss
         prediction = self.model(batch.graph, forces=loss.forces_weight > 0, stress=loss.stress_weight > 0)
@@ -142,7 +142,10 @@ class TrainingTask(pl.LightningModule):
             learning_rate=self.learning_rate.state_dict(),
             clipping=self.clip.state,
             training_loss=self.training_loss,
-            training_errors={"by_subset": self.training_errors.by_subset, "by_element": self.training_errors.by_element},
+            training_errors={
+                "by_subset": self.training_errors.by_subset,
+                "by_element": self.training_errors.by_element,
+            },
         )
 
     def restore(self, state: TaskState) -> None:

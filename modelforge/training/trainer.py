@@ -5,8 +5,8 @@ import warnings
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from modelforge.errors import UserError
 from modelforge.training.loss import LossSection

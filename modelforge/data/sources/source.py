@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-
 from modelforge.data.reference import SelfEnergiesSection
 from modelforge.data.sources.read_report import Reading
 from modelforge.data.split import SplitSection

@@ -12,9 +12,9 @@ from typing import get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from modelforge.schema import Kind, child, narrow, sections_in
+from modelforge.configuration.document import KeyPath
+from modelforge.configuration.schema import Kind, child, narrow, sections_in
 from modelforge.section import SectionError
-from modelforge.toml_document import KeyPath
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Literal, get_args, get_origin
 
 import annotated_types as bounds
 
-from modelforge.schema import Kind, is_path, kind_of
+from modelforge.configuration.schema import Kind, is_path, kind_of
 
 _NOUNS = {
     float: ("a number", "numbers"),

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import tomli
 
+from modelforge.configuration.syntax_mistakes import explain
 from modelforge.errors import UserError
-from modelforge.toml_mistakes import explain
 
 TomlValue = (
     str | int | float | datetime.datetime | datetime.date | datetime.time | list["TomlValue"] | dict[str, "TomlValue"]

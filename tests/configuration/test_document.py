@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from modelforge.configuration.document import KeyPath, read_toml
 from modelforge.errors import UserError
-from modelforge.toml_document import KeyPath, read_toml
 
 EXAMPLE = '''# comment with [brackets] and = signs
 title = "a # no comment"

@@ -8,14 +8,14 @@ from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
-from modelforge.configuration import Configuration, Place, merge
+from modelforge.configuration.document import KeyPath, TomlValue, read_toml
+from modelforge.configuration.explanations import explain
+from modelforge.configuration.merging import Configuration, Place, merge
+from modelforge.configuration.mistakes import mistakes, value_at
+from modelforge.configuration.schema import Kind
+from modelforge.configuration.writing import dotted
 from modelforge.errors import UserError
-from modelforge.explanations import explain
-from modelforge.mistakes import mistakes, value_at
-from modelforge.schema import Kind
 from modelforge.section import Section
-from modelforge.toml_document import KeyPath, TomlValue, read_toml
-from modelforge.toml_text import dotted
 
 AnySection = TypeVar("AnySection", bound=Section)
 

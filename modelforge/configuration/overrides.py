@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import tomli
 
-from modelforge.toml_document import TomlTable, TomlValue
+from modelforge.configuration.document import TomlTable, TomlValue
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ import difflib
 from dataclasses import dataclass
 from typing import get_args, get_origin
 
-from modelforge.mistakes import Mistake, kind_at, value_at
-from modelforge.schema import (
+from modelforge.configuration.document import KeyPath
+from modelforge.configuration.mistakes import Mistake, kind_at, value_at
+from modelforge.configuration.schema import (
     Kind,
     child,
     choices,
@@ -17,9 +18,8 @@ from modelforge.schema import (
     sections_in,
     tables,
 )
-from modelforge.toml_document import KeyPath
-from modelforge.toml_text import dotted, toml_value
-from modelforge.wording import any_of, in_words
+from modelforge.configuration.wording import any_of, in_words
+from modelforge.configuration.writing import dotted, toml_value
 
 _LIMITS = {
     "greater_than": "must be greater than {}",

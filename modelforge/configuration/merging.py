@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from modelforge.overrides import read_override, write_override
-from modelforge.schema import (
+from modelforge.configuration.document import KeyPath, TomlDocument, TomlTable, TomlValue
+from modelforge.configuration.overrides import read_override, write_override
+from modelforge.configuration.schema import (
     Kind,
     child,
     choices,
@@ -22,7 +23,6 @@ from modelforge.schema import (
     narrow_fully,
 )
 from modelforge.section import Section
-from modelforge.toml_document import KeyPath, TomlDocument, TomlTable, TomlValue
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
-from modelforge.schema import Kind, child, narrow_fully, unit_of
+from modelforge.configuration.document import KeyPath
+from modelforge.configuration.schema import Kind, child, narrow_fully, unit_of
 from modelforge.section import Section
-from modelforge.toml_document import KeyPath
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
