@@ -1,13 +1,18 @@
 """The command line: parse, call, print. Torch is imported only inside a command."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from modelforge.errors import UserError
+
+if TYPE_CHECKING:
+    from modelforge.experiment import LoadedExperiment
 
 USER_MISTAKE, STOPPED_EARLY = 2, 75
 
@@ -33,8 +38,10 @@ def train(config: Config, settings: Settings = None, run_folder: RunFolder = Non
     from modelforge.train import train as run
     from modelforge.training.keeper import Interrupted
 
+    experiment = load(config, [*(settings or []), *_folder_setting(run_folder)])
     try:
-        run(load(config, [*(settings or []), *_folder_setting(run_folder)]), Console())
+        with _places_named(experiment):
+            run(experiment, Console())
     except Interrupted as stop:
         typer.echo(f"stopped ({stop}); the same command goes on from there", err=True)
         raise typer.Exit(STOPPED_EARLY) from None
@@ -46,8 +53,10 @@ def check(config: Config, settings: Settings = None) -> None:
     from modelforge.check import check as look
     from modelforge.experiment import load
 
-    for line in look(load(config, settings or [])):
-        typer.echo(line)
+    experiment = load(config, settings or [])
+    with _places_named(experiment):
+        for line in look(experiment):
+            typer.echo(line)
 
 
 @app.command()
@@ -61,7 +70,10 @@ def evaluate(
     from modelforge.evaluate import evaluate_files
     from modelforge.report import error_table
 
-    Console().print(error_table(evaluate_files(model, data, out=out, device=device)))
+    results = evaluate_files(model, data, out=out, device=device)
+    Console().print(error_table(results))
+    for line in (*(f"note: {note}" for note in results["notes"]), f"written to {results['folder']}"):
+        typer.echo(line)
 
 
 @app.command()
@@ -85,6 +97,15 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(USER_MISTAKE)
+
+
+@contextmanager
+def _places_named(experiment: "LoadedExperiment") -> Iterator[None]:
+    """What turns out to be wrong with a key only once the data are read gets the key's place too."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(experiment.with_places(str(error))) from error
 
 
 def _folder_setting(run_folder: Path | None) -> list[str]:

@@ -1,6 +1,7 @@
 """`describe`: the reference of every key, taken from the sections; `json_schema`: the same for editors."""
 
 import difflib
+import json
 from collections.abc import Iterator
 
 from pydantic.json_schema import JsonSchemaValue
@@ -40,6 +41,11 @@ def json_schema(root: type[Section] = Experiment) -> JsonSchemaValue:
     """A JSON schema of the TOML, for completion and checks in editors; units are in `x-unit`."""
     schema = root.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "modelforge experiment"}
+
+
+def json_schema_text() -> str:
+    """The JSON schema of an experiment as text."""
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False)
 
 
 def _unknown(known: list[tuple[TablePath, type[Section]]], given: str) -> str:

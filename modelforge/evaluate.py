@@ -3,8 +3,11 @@
 S structures, N atoms.
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +16,17 @@ from ase.data import chemical_symbols
 from modelforge.atoms.graph import Batch, Prediction
 from modelforge.atoms.self_energies import element_counts, is_determined
 from modelforge.data.batches import structure_table, sum_of_constants
-from modelforge.data.module import EvaluationBatches
+from modelforge.data.order import EvaluationBatches
 from modelforge.data.sources.extxyz_writer import write_extxyz
+from modelforge.data.sources.paths import expand_paths
+from modelforge.data.sources.read_report import Reading
 from modelforge.data.structures import Floats, Structures
 from modelforge.errors import UserError
-from modelforge.model_file import TrainedPotential
+from modelforge.model_file import TrainedPotential, load_potential
+from modelforge.run_folder import write_text
 from modelforge.training.metrics import Errors, ErrorSums, errors, errors_by_element, errors_by_subset
 
-Metrics = dict[str, float | int | None | dict[str, Errors]]
+Metrics = dict[str, float | int | dict[str, Errors] | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +68,30 @@ def evaluate(
     )
 
 
+def evaluate_files(model: Path, data: Sequence[str], *, out: Path | None = None, device: str = "cpu") -> dict[str, Any]:
+    """Evaluate a run folder's or file's potential on files; writes results.json and predictions.extxyz, gives the results.
+
+    Without `out` they go to `evaluation/<name of the first file>` beside the potential; only these two files are replaced.
+    """
+    trained = load_potential(model, device=_device(device))
+    paths = expand_paths(data, Path(), key="--data")
+    reading = trained.dataset.read_files(paths)
+    evaluation = evaluate(trained, reading.structures, device=device)
+    folder = out or (model if model.is_dir() else model.parent) / "evaluation" / paths[0].stem
+    results = {
+        "metrics": {paths[0].stem: evaluation.metrics},
+        "weights": trained.weights,
+        "model": str(model),
+        "files": [str(path) for path in paths],
+        "notes": [*evaluation.notes, *_absent_labels(reading)],
+        "folder": str(folder),
+    }
+    _make(folder)
+    write_predictions(folder / "predictions.extxyz", reading.structures, evaluation)
+    write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
 def metrics_of(sums: ErrorSums, subset_names: tuple[str, ...]) -> Metrics:
     """All errors of a set: of the whole, by element and, where there are several, by subset."""
     metrics: Metrics = {**errors(sums), "by_element": errors_by_element(sums)}
@@ -79,6 +109,36 @@ def write_predictions(path: Path, structures: Structures, evaluation: Evaluation
         predicted_forces=evaluation.forces,
         predicted_stress=evaluation.stress,
     )
+
+
+def _device(name: str) -> torch.device:
+    """A device that is there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device: must be a device such as cpu, cuda, cuda:1 or mps (got {name!r})") from None
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--device: must be a device of this machine (got {name!r}: {reason})") from error
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: must be a folder to write to (got {folder}: {error.strerror}); choose another") from error
+
+
+def _absent_labels(reading: Reading) -> list[str]:
+    """Why there are no errors of a quantity."""
+    report = reading.report
+    return [
+        f"no errors of {origin.option.removesuffix('_key')}: {report.absence(origin)}"
+        for origin in report.origins
+        if origin.unit and not origin.num_carriers
+    ]
 
 
 def _refuse_unknown_elements(trained: TrainedPotential, structures: Structures) -> None:

@@ -12,6 +12,7 @@ from pydantic import model_validator
 from modelforge.configuration.loading import ConfigurationError, load_section
 from modelforge.configuration.writing import resolved_toml
 from modelforge.data.section import DatasetSection
+from modelforge.data.sources.extxyz import ExtendedXYZ
 from modelforge.potentials import PotentialSection
 from modelforge.section import Problem, Section, SectionError
 from modelforge.training.runtime import RuntimeSection
@@ -40,16 +41,65 @@ class Experiment(Section):
         return self
 
 
-CHECKS: tuple[Callable[[Experiment], Iterator[Problem]], ...] = ()
+def _no_forces_in_half_precision(experiment: Experiment) -> Iterator[Problem]:
+    """Second derivatives overflow in float16, whatever the loss is scaled with."""
+    if experiment.runtime.precision == "16-mixed" and experiment.training.loss.needs_derivatives:
+        yield (
+            "runtime.precision",
+            'must not be "16-mixed" where forces or stress are trained: their gradients are NaN in float16; use "32-true"',
+        )
+
+
+def _stress_has_a_key(experiment: Experiment) -> Iterator[Problem]:
+    dataset, weight = experiment.dataset, experiment.training.loss.stress_weight
+    if not weight:
+        return
+    if not isinstance(dataset, ExtendedXYZ):
+        yield "training.loss.stress_weight", f'must be 0, as the data set "{dataset.name}" has no stress (got {weight:g})'
+    elif not dataset.stress_key:
+        yield (
+            "dataset.stress_key",
+            f"missing, but training.loss.stress_weight is {weight:g}; name the key of the stress, or set the weight to 0",
+        )
+
+
+def _the_data_set_has_self_energies(experiment: Experiment) -> Iterator[Problem]:
+    if experiment.dataset.self_energies.source == "dataset":
+        yield (
+            "dataset.self_energies.source",
+            f'must not be "dataset", as "{experiment.dataset.name}" brings no table of self-energies; '
+            'use "regression", "values" or "isolated_atoms"',
+        )
+
+
+CHECKS: tuple[Callable[[Experiment], Iterator[Problem]], ...] = (
+    _no_forces_in_half_precision,
+    _stress_has_a_key,
+    _the_data_set_has_self_energies,
+)
 """What sections ask of each other."""
 
 
 @dataclass(frozen=True)
 class LoadedExperiment:
-    """An experiment, and for each dotted key the origin of its value: `x.toml:14`, `--set`, `default` or `derived`."""
+    """An experiment, where it was read from, and for each dotted key where its value stands."""
 
     experiment: Experiment
     origins: dict[str, str]
+    """As the resolved experiment names them: `x.toml:14`, `--set`, `default` or `derived`."""
+    places: dict[str, str]
+    """As messages name them: `configs/x.toml:14`, `--set training.batch_size=8`; none for defaults."""
+    path: Path
+    overrides: tuple[str, ...] = ()
+
+    def with_places(self, message: str) -> str:
+        """A message whose lines may begin with dotted keys, each preceded by the place of its key."""
+        return "\n".join(self._with_place(line) for line in message.split("\n"))
+
+    def _with_place(self, line: str) -> str:
+        key, colon, _ = line.partition(": ")
+        place = self.places.get(key) or (str(self.path) if key in self.origins else "") if colon else ""
+        return f"{place}: {line}" if place else line
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> LoadedExperiment:
@@ -58,4 +108,4 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedExperiment:
     All mistakes come together in one `ConfigurationError`, each with its line.
     """
     loaded = load_section(Experiment, path, overrides)
-    return LoadedExperiment(loaded.section, loaded.origins)
+    return LoadedExperiment(loaded.section, loaded.origins, loaded.places, path, tuple(overrides))

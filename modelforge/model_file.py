@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from modelforge.atoms.self_energies import SelfEnergies, table_of
 from modelforge.data.section import DatasetSection
+from modelforge.data.sources.read_report import did_you_mean
 from modelforge.data.sources.source import DataSource
 from modelforge.data.structures import Floats
 from modelforge.errors import UserError
@@ -132,8 +133,12 @@ def _file_of(place: Path) -> Path:
     if place.is_dir():
         path = place / FILE_NAME
         if not path.is_file():
-            raise UserError(f"{place}: holds no {FILE_NAME}; a run writes it when it is finished")
+            raise UserError(
+                f"{place}: holds no {FILE_NAME}, which a run writes when it is finished; finish it with the command that "
+                "started it, or name another folder"
+            )
         return path
     if not place.is_file():
-        raise UserError(f"{place}: no such run folder or file")
+        siblings = sorted(path.name for path in place.parent.iterdir()) if place.parent.is_dir() else []
+        raise UserError(f"{place}: no such run folder or file of a potential{did_you_mean(place.name, siblings)}")
     return place

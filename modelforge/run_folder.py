@@ -61,18 +61,25 @@ class RunFolder:
         """Structures of a test set with predictions."""
         return self.path / "predictions" / f"{name}.extxyz"
 
+    def refuse_unwritable(self) -> None:
+        """Stop if the folder could not be made or written to; makes nothing."""
+        nearest = next(place for place in (self.path, *self.path.parents) if os.path.lexists(place))
+        which = "which" if nearest == self.path else f"but {nearest}"
+        if not nearest.is_dir():
+            raise _unwritable(self.path, f"{which} is a file")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise _unwritable(self.path, f"{which} cannot be written to with your permissions")
+
     def create(self) -> None:
         """Make the folder, or say why it cannot be."""
+        self.refuse_unwritable()
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise UserError(
-                f"runtime.run_folder: cannot write to {self.path} ({error.strerror or error}); "
-                "free the place, or choose another folder"
-            ) from error
+            raise _unwritable(self.path, error.strerror or str(error)) from error
 
     def finished_results(self, experiment: Experiment) -> dict[str, Any] | None:
         """The results if the run is finished and the experiment asks for nothing more."""
@@ -98,6 +105,10 @@ class RunFolder:
                 + "\n  ".join(changed)
                 + "\nA run cannot go on with these changed. Choose another runtime.run_folder, or delete this one"
             )
+
+
+def _unwritable(path: Path, reason: str) -> UserError:
+    return UserError(f"runtime.run_folder: must be a folder to write to (got {path}, {reason}); choose another")
 
 
 def length_of(experiment: Experiment) -> dict[str, Any]:

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from modelforge import __version__
+from modelforge.assembly import build_model, total_steps_of
 from modelforge.data.module import DataModule
 from modelforge.data.prepare import PreparedData, prepare
 from modelforge.evaluate import evaluate, write_predictions
 from modelforge.experiment import Experiment, LoadedExperiment, resolved_toml
 from modelforge.model_file import FILE_NAME, TrainedPotential, save_potential
-from modelforge.potentials.energy_model import EnergyModel
 from modelforge.report import data_summary, error_table, model_summary
 from modelforge.run_folder import RunFolder, length_of, write_text
 from modelforge.training.checkpoint import load_checkpoint
@@ -28,8 +29,9 @@ from modelforge.training.compilation import StepCompiler
 from modelforge.training.display import LiveBar, PlainLines, RunLog, duration
 from modelforge.training.keeper import Listener, RunKeeper, next_stretch, num_stretches
 from modelforge.training.loss import weights_of
+from modelforge.training.runtime import dtype_of
 from modelforge.training.task import TrainingTask
-from modelforge.training.trainer import build_trainer, dtype_of, reason_not_to_compile
+from modelforge.training.trainer import build_trainer, reason_not_to_compile
 
 Results = dict[str, Any]
 
@@ -62,7 +64,7 @@ def train(loaded: LoadedExperiment, console: Console) -> Results:
     try:
         run = set_up(loaded, folder, log)
         fit(run)
-        return finish(run)
+        return finish(run) if rank_zero_only.rank == 0 else {}
     finally:
         log.close()
 
@@ -99,22 +101,6 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, log: RunLog) -> Run:
         task.restore(checkpoint["task"])
         keeper.restore(checkpoint["keeper"])
     return Run(experiment, resolved, folder, data, module, task, keeper, log)
-
-
-def build_model(experiment: Experiment, data: PreparedData) -> EnergyModel:
-    """The model with random weights, from their own random stream: how the data were split does not change them."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(experiment.runtime.seed)
-        potential = experiment.potential.build(data.elements)
-        return EnergyModel(potential, scale=data.scale).to(dtype_of(experiment.runtime))
-
-
-def total_steps_of(experiment: Experiment, steps_per_epoch: int) -> int:
-    """Batches until the run ends, if nothing ends it before."""
-    training = experiment.training
-    by_epochs = training.max_epochs * steps_per_epoch
-    by_steps = training.max_steps * training.accumulate_batches if training.max_steps else by_epochs
-    return min(by_epochs, by_steps)
 
 
 def fit(run: Run) -> None:

@@ -18,9 +18,7 @@ import tomli
 from modelforge.configuration.syntax_mistakes import explain
 from modelforge.errors import UserError
 
-TomlValue = (
-    str | int | float | datetime.datetime | datetime.date | datetime.time | list["TomlValue"] | dict[str, "TomlValue"]
-)
+TomlValue = str | int | float | datetime.datetime | datetime.date | datetime.time | list["TomlValue"] | dict[str, "TomlValue"]
 TomlTable = dict[str, TomlValue]
 KeyPath = tuple[str | int, ...]
 """Names of tables and keys from the top down; numbers count the elements of arrays from 0."""

@@ -35,6 +35,8 @@ class Loaded(Generic[AnySection]):
     section: AnySection
     origins: dict[str, str]
     """Dotted key -> `x.toml:14`, `--set`, `default` or `derived`."""
+    places: dict[str, str]
+    """Dotted key or table -> its place as messages name it; none for defaults."""
 
 
 def load_section(section: type[AnySection], path: Path, overrides: Sequence[str] = ()) -> Loaded[AnySection]:
@@ -49,7 +51,8 @@ def load_section(section: type[AnySection], path: Path, overrides: Sequence[str]
         found = []
     if found or merged.problems:
         raise ConfigurationError(_sorted_messages([*found, *merged.problems]))
-    return Loaded(validated, origins_of(validated, merged))
+    places = {dotted(key): place.label for key, place in merged.places.items()}
+    return Loaded(validated, origins_of(validated, merged), places)
 
 
 def _frozen(value: TomlValue) -> object:

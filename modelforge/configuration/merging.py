@@ -72,18 +72,13 @@ def merge(document: TomlDocument, overrides: Sequence[str], section: type[Sectio
         _override(merged, text, Place(f"--set {text}", "--set", Path.cwd(), (2, index)))
     _name_choices(merged.values, Kind(section))
     _derive(merged, merged.values, Kind(section), ())
-    values = {
-        key: _with_paths(merged, value, child(Kind(section), key), (key,)) for key, value in merged.values.items()
-    }
+    values = {key: _with_paths(merged, value, child(Kind(section), key), (key,)) for key, value in merged.values.items()}
     return replace(merged, values=values)
 
 
 def _places(document: TomlDocument) -> dict[KeyPath, Place]:
     path = document.path
-    return {
-        key: Place(f"{path}:{line}", f"{path.name}:{line}", path.parent, (0, line))
-        for key, line in document.lines.items()
-    }
+    return {key: Place(f"{path}:{line}", f"{path.name}:{line}", path.parent, (0, line)) for key, line in document.lines.items()}
 
 
 def _override(merged: Configuration, text: str, place: Place) -> None:

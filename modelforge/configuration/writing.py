@@ -42,9 +42,7 @@ def resolved_toml(section: Section, origins: Mapping[str, str]) -> str:
     return "\n".join(_table(section.model_dump(mode="json"), Kind(type(section)), origins, ())).strip() + "\n"
 
 
-def _table(
-    values: Mapping[str, object], kind: Kind | None, origins: Mapping[str, str], path: tuple[str, ...]
-) -> Iterator[str]:
+def _table(values: Mapping[str, object], kind: Kind | None, origins: Mapping[str, str], path: tuple[str, ...]) -> Iterator[str]:
     """The lines of a table: first its values, then the tables in it."""
     if path:
         yield from ("", f"[{dotted(path)}]")

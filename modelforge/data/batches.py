@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from modelforge.atoms.graph import AtomicGraph, Batch, Labels
-from modelforge.atoms.neighbors import Edges, find_edges
+from modelforge.atoms.neighbors import Edges
+from modelforge.data.edge_cache import edges_of
 from modelforge.data.structures import Floats, Integers, Structures
 
 
@@ -85,11 +86,6 @@ def structure_table(
         reverse=_index(edges.reverse),
         vectors=torch.from_numpy(edges.vectors).to(dtype),
     )
-
-
-def edges_of(structures: Structures, *, cutoff: float) -> Edges:
-    """Edges of all structures within the cutoff in angstrom."""
-    return find_edges(structures.num_atoms, structures.positions, structures.cell, structures.periodic, cutoff=cutoff)
 
 
 def sum_of_constants(structures: Structures, by_element: Floats) -> Floats:

@@ -12,6 +12,7 @@ from ase.data import chemical_symbols
 
 from modelforge.data.batches import sum_of_constants
 from modelforge.data.reference import Reference, energies_of_isolated_atoms, isolated_atoms, reference_of
+from modelforge.data.sources.paths import expand_paths
 from modelforge.data.sources.read_report import Reading, ReadReport
 from modelforge.data.sources.source import DataSource
 from modelforge.data.split import Split, content_hash, load_split, save_split, split
@@ -61,7 +62,7 @@ def prepare(source: DataSource, *, weights: Mapping[str, float], split_file: Pat
     found = _split(source, structures, usable, split_file, data_hash)
     tests = _tests(source, structures, found)
     training = structures.take(found.train)
-    _require_training_labels(training, weights)
+    _require_training_labels(training, reading, weights)
     elements = _elements(structures, found, tests)
     reference = reference_of(source.self_energies, training, elements, atoms)
     notes += reference.notes + _missing_label_notes(reading) + _duplicate_notes(structures, found, tests)
@@ -87,18 +88,20 @@ def _require_labels(reading: Reading, weights: Mapping[str, float]) -> None:
             problems.append(f"dataset.{label}_key: missing, but training.loss.{label}_weight is {weights[label]:g}")
         elif origin.num_carriers == origin.num_incomplete == 0:
             remedy = f"; name the right key, or set training.loss.{label}_weight = 0"
-            problems.append(f"dataset.{reading.report.absence(origin)}{remedy}")
+            problems.append(f"dataset.{label}_key: {reading.report.absence(origin)}{remedy}")
     if problems:
         raise UserError("\n".join(problems))
 
 
-def _require_training_labels(training: Structures, weights: Mapping[str, float]) -> None:
+def _require_training_labels(training: Structures, reading: Reading, weights: Mapping[str, float]) -> None:
     has = {"energy": training.has_energy, "forces": training.has_force, "stress": training.has_stress}
     for label, weight in weights.items():
         if not has[label].any():
+            origin = reading.report.origin(f"{label}_key")
+            assert origin is not None, "_require_labels has seen it"
             raise UserError(
-                f"training.loss.{label}_weight: is {weight:g}, but no structure of the training set has a value for "
-                f"{label} (all missing or NaN); set it to 0, or mend dataset.{label}_key"
+                f"dataset.{label}_key: {origin.key!r} is missing or NaN in all structures of the training set, but "
+                f"training.loss.{label}_weight is {weight:g}; name another key, or set the weight to 0"
             )
 
 
@@ -125,11 +128,12 @@ def _isolated_atoms(source: DataSource, structures: Structures) -> tuple[dict[in
     if section.source != "isolated_atoms":
         return {}, everything, ()
     if section.isolated_atoms_path:
-        found = energies_of_isolated_atoms(source.read_files([Path(section.isolated_atoms_path)]).structures)
+        key = "dataset.self_energies.isolated_atoms_path"
+        found = energies_of_isolated_atoms(
+            source.read_files(expand_paths([section.isolated_atoms_path], Path(), key=key)).structures
+        )
         if not found:
-            raise UserError(
-                f"dataset.self_energies.isolated_atoms_path: {section.isolated_atoms_path} holds no single atom with an energy"
-            )
+            raise UserError(f"{key}: {section.isolated_atoms_path} holds no single atom with an energy; name another file")
         return found, everything, ()
     found = energies_of_isolated_atoms(structures)
     if not found:
@@ -175,9 +179,10 @@ def _elements(structures: Structures, found: Split, tests: Mapping[str, Structur
     for name, others in {"validation": structures.take(found.validation), **tests}.items():
         if unknown := sorted(set(others.elements) - set(training)):
             symbols = ", ".join(chemical_symbols[z] for z in unknown)
+            key = "split" if name in found.sets() else f"test_paths.{name}"
             raise UserError(
-                f"dataset: the {name} set has elements that no training structure has ({symbols}); "
-                "add such structures to the training set, or remove them from the other"
+                f"dataset.{key}: the set {name!r} has elements that no training structure has ({symbols}); "
+                "add structures with them to the training set, or remove them from this one"
             )
     return training
 

@@ -7,6 +7,7 @@ S structures.
 import hashlib
 import io
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,7 +18,7 @@ from pydantic import Field, model_validator
 from modelforge.data.sources.paths import expand_paths
 from modelforge.data.structures import Integers, Structures
 from modelforge.errors import UserError
-from modelforge.section import CountOrZero, PathText, Section
+from modelforge.section import CountOrZero, PathText, Problem, Section, SectionError
 
 SETS = ("train", "validation", "test")
 SUM_TOLERANCE = 1e-6  # 0.7 + 0.2 + 0.1 is not 1 in floating point
@@ -42,18 +43,34 @@ class SplitSection(Section):
     """For strategy "files": files or globs for the set "test"."""
 
     @model_validator(mode="after")
-    def _sum_to_one(self) -> "SplitSection":
-        if self.fractions is not None and self.counts is not None:
-            raise ValueError("give fractions or counts, not both")
-        if self.fractions is not None and abs(sum(self.fractions) - 1.0) > SUM_TOLERANCE:
-            raise ValueError(f"fractions must sum to 1 (they sum to {sum(self.fractions):g})")
-        if self.strategy == "files" and (self.fractions or self.counts):
-            raise ValueError('strategy "files" takes its sets from validation_files and test_files, not from numbers')
-        if self.strategy == "files" and not self.validation_files:
-            raise ValueError('strategy "files" needs validation_files')
-        if self.strategy != "files" and (self.validation_files or self.test_files):
-            raise ValueError('validation_files and test_files belong to strategy "files"')
+    def _keys_fit_together(self) -> "SplitSection":
+        if problems := [*self._problems_with_sizes(), *self._problems_with_files()]:
+            raise SectionError(*problems)
         return self
+
+    def _problems_with_sizes(self) -> Iterator[Problem]:
+        fractions, counts = self.fractions, self.counts
+        if fractions is not None and counts is not None:
+            yield "counts", "must not be given together with fractions; remove one of them"
+            return
+        if fractions is not None and abs(sum(fractions) - 1.0) > SUM_TOLERANCE:
+            yield "fractions", f"must sum to 1 (they sum to {sum(fractions):g})"
+        for key, sizes in (("fractions", fractions), ("counts", counts)):
+            if sizes is not None and not (sizes[0] and sizes[1]):
+                reason = "validation decides on the learning rate and the best weights"
+                yield key, f"must be above 0 for training and validation (got {list(sizes)}); {reason}"
+
+    def _problems_with_files(self) -> Iterator[Problem]:
+        if self.strategy == "files":
+            for key in ("fractions", "counts"):
+                if getattr(self, key) is not None:
+                    yield key, 'has no effect with strategy = "files", which takes validation_files and test_files; remove it'
+            if not self.validation_files:
+                yield "validation_files", 'missing; strategy "files" needs it'
+        else:
+            for key in ("validation_files", "test_files"):
+                if getattr(self, key):
+                    yield key, f'has no effect with strategy = "{self.strategy}"; remove it, or set strategy = "files"'
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +98,17 @@ def split(section: SplitSection, structures: Structures, usable: Integers) -> Sp
     found = Split(*(np.sort(part) for part in chosen))
     for name in ("train", "validation"):
         if not len(found.sets()[name]):
-            raise UserError(f"dataset.split: the {name} set is empty ({len(usable)} structures in all); change the fractions")
+            raise UserError(
+                f"dataset.split.{_key_of_sizes(section)}: must leave a structure for the {name} set (got none of the "
+                f"{len(usable)} structures); give it a larger share"
+            )
     return found
+
+
+def _key_of_sizes(section: SplitSection) -> str:
+    if section.strategy == "files":
+        return "validation_files"
+    return "fractions" if section.counts is None else "counts"
 
 
 def _stream(seed: int) -> np.random.Generator:
@@ -93,8 +119,8 @@ def _sizes(section: SplitSection, total: int) -> tuple[int, ...]:
     if section.counts is not None:
         if sum(section.counts) > total:
             raise UserError(
-                f"dataset.split.counts: {list(section.counts)} sum to {sum(section.counts)}, "
-                f"but there are only {total} structures"
+                f"dataset.split.counts: must sum to at most {total}, the number of structures (got {list(section.counts)}, "
+                f"which sum to {sum(section.counts)})"
             )
         return section.counts
     exact = np.array(section.fractions or (0.9, 0.1, 0.0)) * total

@@ -30,7 +30,7 @@ class EnergyModel(nn.Module):
         Stress is `1/V sum_edges sym(r (x) g)`, tension positive, NaN unless periodic in three directions.
         """
         if not (forces or stress):
-            energy = self._energies(graph)
+            energy = self._energies(graph) if self.training else self._energies(graph).detach()
             return Prediction(energy, _not_computed(energy, graph.num_atoms), _not_computed(energy, energy.shape[0], 3))
         with torch.enable_grad():
             vectors = graph.edge_vectors.detach().requires_grad_()
@@ -54,12 +54,17 @@ def _derivative(energy: Tensor, vectors: Tensor, *, create_graph: bool) -> Tenso
     if not energy.requires_grad:  # no edges, and weights that are not trained
         return torch.zeros_like(vectors)
     (gradient,) = torch.autograd.grad(energy.sum(), vectors, create_graph=create_graph, materialize_grads=True)
+    if create_graph and not gradient.requires_grad:  # no edges: a loss on these zeros must still have a derivative
+        return gradient + 0.0 * energy.sum()
     return gradient
 
 
 def _stress(vectors: Tensor, gradient: Tensor, graph: AtomicGraph) -> Tensor:
     virial = sum_over_atoms(sum_over_edges(vectors[:, :, None] * gradient[:, None, :], graph), graph)  # (S, 3, 3)
-    return 0.5 * (virial + virial.transpose(1, 2)) / graph.volume[:, None, None]
+    # Selected, not divided by NaN: the derivative of structures without a volume is then zero instead of NaN.
+    volume = graph.volume[:, None, None]
+    stress = 0.5 * (virial + virial.transpose(1, 2)) / torch.where(volume.isfinite(), volume, 1.0)
+    return torch.where(volume.isfinite(), stress, torch.nan)
 
 
 def _not_computed(like: Tensor, *shape: int) -> Tensor:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from modelforge.atoms.graph import Batch
 from modelforge.potentials.energy_model import EnergyModel
+from modelforge.training.eager_step import EagerStep
 from modelforge.training.loss import LossSection
-from modelforge.training.step import TOLERANCE, CompiledStep, EagerStep, fits_compilation, largest_difference
+from modelforge.training.step import TOLERANCE, CompiledStep, fits_compilation, largest_difference
 
 CompileMode = Literal["auto"] | bool
 EAGER_STEPS = 500  # with "auto" the steps that run eagerly while another process compiles

@@ -13,6 +13,7 @@ from modelforge.training.keeper import Validation
 from modelforge.training.metrics import Errors
 
 REFRESH = 8  # per second
+WINDOW = 15  # seconds over which the pace is measured
 
 
 class RunLog:
@@ -144,13 +145,13 @@ class Pace:
         self.total_steps = total_steps
         self._begun = time.perf_counter()
         self._marks = [(self._begun, step)]
-        self._first = True
+        self._first, self._latest = True, step
 
     def step_done(self, step: int) -> float | None:
         """Note a step; for the first one, the seconds that it took."""
         now = time.perf_counter()
         if now - self._marks[-1][0] > 1.0:
-            self._marks = [*self._marks[-30:], (now, step)]
+            self._marks = [*self._marks[-WINDOW:], (now, step)]
         self._latest = step
         if self._first:
             self._first = False
@@ -159,7 +160,7 @@ class Pace:
 
     def seconds_left(self) -> float:
         """Seconds until the last step at the present pace."""
-        (then, step), (now, latest) = self._marks[0], (time.perf_counter(), getattr(self, "_latest", 0))
+        (then, step), (now, latest) = self._marks[0], (time.perf_counter(), self._latest)
         return (self.total_steps - latest) * (now - then) / max(1, latest - step)
 
 

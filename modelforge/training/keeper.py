@@ -27,6 +27,9 @@ from modelforge.training.task import TrainingTask
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
+STEPS_BETWEEN_AGREEMENTS = 20
+
+
 class Interrupted(Exception):
     """The run was asked to stop; its checkpoint is written."""
 
@@ -175,12 +178,24 @@ class RunKeeper(pl.Callback):
         self._stretch_structures += batch.graph.num_structures * trainer.world_size
         for listener in self.listeners:
             listener.stepped(step=task.steps)
-        if self._stop_signal is not None:
+        if not self._time_to_look(trainer, task):
+            return
+        if self._agreed(trainer, self._stop_signal is not None):
             self.save(trainer, task)
-            raise Interrupted(f"{signal.Signals(self._stop_signal).name} at step {task.steps}")
-        if self.section.seconds is not None and self.seconds > self.section.seconds and not trainer.should_stop:
+            name = signal.Signals(self._stop_signal).name if self._stop_signal else "signal to another process"
+            raise Interrupted(f"{name} at step {task.steps}")
+        limit = self.section.seconds
+        if limit is not None and self._agreed(trainer, self.seconds > limit) and not trainer.should_stop:
             self.reason = f"max_time ({self.section.max_time}) reached"
             trainer.should_stop = True
+
+    def _time_to_look(self, trainer: pl.Trainer, task: TrainingTask) -> bool:
+        """Whether to look at signals and clock: after each step, but seldom where processes have to agree on it."""
+        return trainer.world_size == 1 or task.steps % STEPS_BETWEEN_AGREEMENTS == 0
+
+    def _agreed(self, trainer: pl.Trainer, wish: bool) -> bool:
+        """Whether any process wishes it; the same answer on all, so that none waits for one that has left."""
+        return wish if trainer.world_size == 1 else bool(trainer.strategy.reduce_boolean_decision(wish, all=False))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the errors, adapt the learning rate, keep the best weights, decide whether to stop."""
@@ -195,6 +210,8 @@ class RunKeeper(pl.Callback):
             trainer.should_stop = True
         if trainer.is_global_zero:
             self._write_csv()
+        for logger in trainer.loggers:
+            logger.log_metrics({key: value for key, value in validation.row().items() if value is not None}, task.steps)
         self.save(trainer, task, best=validation.is_best)
         for listener in self.listeners:
             listener.validated(validation)
@@ -214,7 +231,7 @@ class RunKeeper(pl.Callback):
         save_checkpoint(self.folder / "checkpoints" / "last.ckpt", checkpoint)
 
     def _validation(self, task: TrainingTask) -> Validation:
-        loss, count = task.training_loss.tolist()
+        loss, count = task.over_processes(task.training_loss).tolist()
         speed = self._stretch_structures / self._stretch_seconds if self._stretch_seconds else 0.0
         validation_loss = task.validation_loss()
         is_best = validation_loss < self.state.best_loss
@@ -256,7 +273,8 @@ class RunKeeper(pl.Callback):
 
     def _write_csv(self) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.state.rows[0]), lineterminator="\n")
+        measured = [key for key in self.state.rows[0] if any(row[key] is not None for row in self.state.rows)]
+        writer = csv.DictWriter(text, fieldnames=measured, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows({key: _short(value) for key, value in row.items()} for row in self.state.rows)
         temporary = self.folder / "metrics.csv.tmp"

@@ -87,7 +87,8 @@ def _forces_sums(section: LossSection, prediction: Prediction, labels: Labels, g
 
 def _stress_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
     factor = (graph.volume / atoms_per_structure(graph).sqrt())[:, None, None]
-    errors, known = _masked(prediction.stress * factor, labels.stress * factor)
+    # Without a volume the label is NaN, hence masked; the factor of the prediction is not, as NaN times 0 is a NaN gradient.
+    errors, known = _masked(prediction.stress * factor.nan_to_num(), labels.stress * factor)
     return _sums(_function(section, errors), known)
 
 
@@ -113,5 +114,6 @@ def _sums(values: Tensor, known: Tensor) -> Tensor:
 
 def atoms_per_structure(graph: AtomicGraph) -> Tensor:
     """Number of atoms of each structure in the precision of the batch, (S,)."""
-    ends = torch.cat([graph.first_atom[1:], graph.first_atom.new_full((1,), graph.num_atoms)])
-    return (ends - graph.first_atom).to(graph.edge_vectors.dtype)
+    # No slice of S-1 elements: the compiler would take a batch of two for a case of its own.
+    bounds = torch.cat([graph.first_atom, graph.first_atom.new_full((1,), graph.num_atoms)])  # (S+1,)
+    return bounds.diff().to(graph.edge_vectors.dtype)

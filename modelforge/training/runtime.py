@@ -1,8 +1,9 @@
-"""`[runtime]`: where and how an experiment runs, as opposed to what it computes."""
+"""`[runtime]`: where and how an experiment runs, as opposed to what it computes; and the dtype that follows from it."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from modelforge.section import Count, CountOrZero, PathText, Positive, Problem, Section, SectionError, Unit
@@ -50,3 +51,8 @@ class RuntimeSection(Section):
             yield "devices", f"must be a number on the CPU, which has no indices (got {list(self.devices)})"
         if self.accelerator == "cpu" and self.precision == "16-mixed":
             yield "precision", "must be 'bf16-mixed', '32-true' or '64-true' on the CPU (got '16-mixed')"
+
+
+def dtype_of(runtime: RuntimeSection) -> torch.dtype:
+    """The floating point type of weights and data."""
+    return torch.float64 if runtime.precision == "64-true" else torch.float32

@@ -1,11 +1,10 @@
-"""One training step as a function of weights and batch: loss terms, predictions, gradients; eager or compiled.
+"""The training step of `eager_step.py`, compiled.
 
-The compiled step is one graph of energy, forces, loss and weight gradients: the derivative by the edge vectors is written
+It is one graph of energy, forces, loss and weight gradients: the derivative by the edge vectors is written
 out by tracing with `make_fx`, then Inductor fuses the whole. Legend: S structures, N atoms, E edges, T loss terms.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -19,33 +18,11 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from modelforge.atoms.graph import AtomicGraph, Batch, Labels, Prediction, tensors_of
 from modelforge.potentials.energy_model import EnergyModel
-from modelforge.training.loss import LossSection, term_sums, term_values
+from modelforge.training.eager_step import EagerStep, StepResult
+from modelforge.training.loss import LossSection
 
 NUM_GRAPH_TENSORS = 8
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}  # compiled against eager, relative to the largest value
-
-
-@dataclass(frozen=True, eq=False)
-class StepResult:
-    """What a step knows: the weighted loss (differentiable), its unweighted terms, and the prediction."""
-
-    loss: Tensor  # ()
-    terms: Tensor  # (T,)
-    prediction: Prediction
-
-
-class EagerStep:
-    """The step as torch runs it operation by operation."""
-
-    def __init__(self, model: EnergyModel, loss: LossSection) -> None:
-        self.model, self.loss = model, loss
-
-    def __call__(self, batch: Batch, weights: Tensor) -> StepResult:
-        """Loss and prediction of a batch for the weights of the terms (T,)."""
-        prediction = self.model(batch.graph, forces=self.loss.forces_weight > 0, stress=self.loss.stress_weight > 0)
-        terms = term_values(term_sums(self.loss, prediction, batch.labels, batch.graph))
-        detached = Prediction(*(tensor.detach() for tensor in tensors_of(prediction)))
-        return StepResult((terms * weights).sum(), terms.detach(), detached)
 
 
 class CompiledStep:

@@ -125,10 +125,11 @@ class TrainingTask(pl.LightningModule):
 
     def validation_loss(self) -> float:
         """The weighted loss of the validation set, over all processes."""
-        sums = self.validation_sums
-        if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")
-        return float((term_values(sums) * self.loss_weights).sum())
+        return float((term_values(self.over_processes(self.validation_sums)) * self.loss_weights).sum())
+
+    def over_processes(self, sums: Tensor) -> Tensor:
+        """Sums over all processes."""
+        return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum") if self.trainer.world_size > 1 else sums
 
     def state(self) -> TaskState:
         """The state after a completed step; raw weights, also while the averaged ones are in place."""

@@ -1,15 +1,13 @@
-"""The Lightning Trainer of a runtime section, and the numbers that follow from it: dtype, device, whether to compile."""
+"""The Lightning Trainer of a runtime section, and whether its steps can be compiled."""
 
 import logging
 import warnings
 
 import pytorch_lightning as pl
-import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from modelforge.errors import UserError
-from modelforge.training.loss import LossSection
 from modelforge.training.runtime import RuntimeSection
 from modelforge.training.section import TrainingSection
 
@@ -24,11 +22,6 @@ QUIET = (
     ".*is not supported by the dataloader.*",
     ".*Checkpoint directory.*",
 )
-
-
-def dtype_of(runtime: RuntimeSection) -> torch.dtype:
-    """The floating point type of weights and data."""
-    return torch.float64 if runtime.precision == "64-true" else torch.float32
 
 
 def build_trainer(
@@ -67,13 +60,6 @@ def reason_not_to_compile(runtime: RuntimeSection) -> str | None:
         return f'runtime.precision = "{runtime.precision}" is not compiled, only "32-true" and "64-true"'
     if runtime.accelerator == "mps":
         return "there is no compiler for accelerator mps"
-    return None
-
-
-def refuse_half_precision_forces(runtime: RuntimeSection, loss: LossSection) -> str | None:
-    """Why half precision cannot be used, or None: second derivatives overflow in float16 whatever the loss is scaled with."""
-    if runtime.precision == "16-mixed" and loss.needs_derivatives:
-        return 'must not be "16-mixed" when forces or stress are trained: their gradients are NaN in float16; use "32-true"'
     return None
 
 

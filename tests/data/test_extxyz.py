@@ -246,10 +246,10 @@ def test_a_missing_label_is_told_with_what_is_there(tmp_path: Path) -> None:
     report = read_text_with_report(tmp_path, HYDROXYL, forces_key="force", energy_key="Energies").report
     place = tmp_path / "x.xyz"
     assert report.absence(report.origin("forces_key")) == (
-        f"forces_key = 'force' is in no structure of {place}; per-atom columns there: forces (did you mean 'forces'?)"
+        f"'force' is in no structure of {place}; per-atom columns there: forces (did you mean 'forces'?)"
     )
     assert report.absence(report.origin("energy_key")) == (
-        f"energy_key = 'Energies' is in no structure of {place}; header keys there: energy (did you mean 'energy'?)"
+        f"'Energies' is in no structure of {place}; header keys there: energy (did you mean 'energy'?)"
     )
 
 

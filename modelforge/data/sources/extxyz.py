@@ -38,7 +38,7 @@ from modelforge.data.sources.paths import expand_paths
 from modelforge.data.sources.read_report import LabelOrigin, Reading, ReadReport
 from modelforge.data.sources.source import DataSource
 from modelforge.data.structures import Structures, concatenate
-from modelforge.section import PathText
+from modelforge.section import PathText, SectionError
 
 GEOMETRY_KEYS = ("Properties", "Lattice", "pbc")
 GEOMETRY_COLUMNS = ("species", "symbols", "Z", "numbers", "pos", "positions")
@@ -87,14 +87,30 @@ class ExtendedXYZ(DataSource):
             raise ValueError(f"must name a stress, which is -virial / volume in most codes (got {key!r})")
         return key
 
+    @field_validator("test_paths")
+    @classmethod
+    def names_are_free(cls, paths: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """The sets that the split makes have these names in all that a run leaves."""
+        if taken := [name for name in ("train", "validation") if name in paths]:
+            raise SectionError(*((name, "is the name of a set of dataset.split; choose another") for name in taken))
+        return paths
+
     def read(self) -> Reading:
         """The structures of `path`, and of the files that the split takes sets from."""
-        patterns = (*self.path, *self.split.validation_files, *self.split.test_files)
-        return read_extxyz(expand_paths(patterns, Path()), self)
+        patterns = {
+            "dataset.path": self.path,
+            "dataset.split.validation_files": self.split.validation_files,
+            "dataset.split.test_files": self.split.test_files,
+        }
+        files = [path for key, some in patterns.items() for path in expand_paths(some, Path(), key=key)]
+        return read_extxyz(list(dict.fromkeys(files)), self)
 
     def read_tests(self) -> dict[str, Reading]:
         """The structures of `test_paths`."""
-        return {name: self.read_files(expand_paths(paths, Path())) for name, paths in self.test_paths.items()}
+        return {
+            name: self.read_files(expand_paths(paths, Path(), key=f"dataset.test_paths.{name}"))
+            for name, paths in self.test_paths.items()
+        }
 
     def read_files(self, paths: Sequence[Path]) -> Reading:
         """Structures of other files, read with these keys and units."""
@@ -175,9 +191,7 @@ def make_report(
     ]
     if section.stress_key:
         unit = section.stress_unit or f"{energy_unit}/{length_unit}^3"
-        origins.append(
-            header_origin("stress_key", section.stress_key, unit, header_keys, int(structures.has_stress.sum()))
-        )
+        origins.append(header_origin("stress_key", section.stress_key, unit, header_keys, int(structures.has_stress.sum())))
     if section.group_key:
         num_named = header_keys.get(section.group_key, 0)
         origins.append(header_origin("group_key", section.group_key, "", header_keys, num_named))

@@ -9,36 +9,38 @@ from modelforge.data.sources.read_report import did_you_mean
 from modelforge.errors import UserError
 
 
-def expand_paths(patterns: Sequence[str], folder: Path) -> list[Path]:
+def expand_paths(patterns: Sequence[str], folder: Path, *, key: str = "") -> list[Path]:
     """The files that paths and globs name, each once: patterns in the given order, the files of a glob sorted.
 
     Relative patterns are relative to `folder`; `**` in a glob stands for any depth. A pattern without a file is a
-    `UserError`.
+    `UserError`, which begins with the key that holds the patterns.
     """
-    return list(dict.fromkeys(path for pattern in patterns for path in files_of(pattern, folder)))
+    return list(dict.fromkeys(path for pattern in patterns for path in files_of(pattern, folder, key=key)))
 
 
-def files_of(pattern: str, folder: Path) -> list[Path]:
-    """The files that one path or glob names, at least one."""
+def files_of(pattern: str, folder: Path, *, key: str = "") -> list[Path]:
+    """The files that one path or glob names, at least one; an error begins with the key, if there is one."""
+    beginning = f"{key}: " if key else ""
     place = folder / Path(pattern).expanduser()
     if place.is_file():  # before globs: brackets are legal in file names
         return [place]
     if place.is_dir():
         raise UserError(
-            f"{pattern!r} must name a file (got a folder; '{pattern.rstrip(os.sep)}/*.xyz' names files in it)"
+            f"{beginning}{pattern!r} must name a file (got a folder; '{pattern.rstrip(os.sep)}/*.xyz' names files in it)"
         )
     matches = glob.glob(str(Path(pattern).expanduser()), root_dir=folder, recursive=True)
     files = [path for path in (folder / match for match in sorted(matches)) if path.is_file()]
     if not files:
-        raise UserError(absence(pattern, place.absolute()))
+        raise UserError(beginning + absence(pattern, place.absolute()))
     return files
 
 
 def absence(pattern: str, place: Path) -> str:
     """Say that a pattern matches no file, where that was looked for, and what is near."""
-    message = f"{pattern!r} matches no file: looked for {place}"
+    looked_for = "" if pattern == str(place) else f": looked for {place}"
+    message = f"{pattern!r} matches no file{looked_for}"
     if glob.has_magic(str(place.parent)):
         return message
     if not place.parent.is_dir():
-        return f"{message}, but there is no folder {place.parent}"
+        return f"{message}, {'but ' if looked_for else ''}there is no folder {place.parent}"
     return message + did_you_mean(place.name, sorted(path.name for path in place.parent.iterdir()))

@@ -44,10 +44,7 @@ class ReadReport:
         here, there = self.header_keys, self.columns
         if origin.home == "per-atom columns":
             here, there = there, here
-        message = (
-            f"{origin.option} = {origin.key!r} is in no structure of {listed(self.files)}; "
-            f"{origin.home} there: {', '.join(here) or 'none'}"
-        )
+        message = f"{origin.key!r} is in no structure of {listed(self.files)}; {origin.home} there: {', '.join(here) or 'none'}"
         if origin.key in there:
             return f"{message} ({origin.key!r} is not one of the {origin.home}, as {origin.option} must be)"
         return message + did_you_mean(origin.key, here)

@@ -1,0 +1,105 @@
+"""`check`: everything about an experiment that can be known without training, in seconds; writes nothing."""
+
+import shlex
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from modelforge.assembly import build_model, total_steps_of
+from modelforge.atoms.graph import Batch
+from modelforge.data.batches import structure_table
+from modelforge.data.order import BatchOrder
+from modelforge.data.prepare import PreparedData, prepare
+from modelforge.experiment import Experiment, LoadedExperiment
+from modelforge.potentials.energy_model import EnergyModel
+from modelforge.report import data_summary, model_summary
+from modelforge.run_folder import RunFolder
+from modelforge.training.eager_step import EagerStep
+from modelforge.training.loss import weights_of
+from modelforge.training.runtime import dtype_of
+
+TIMED_STEPS = 3
+VALIDATION_COST = 1 / 3  # of a training step, per structure: no derivatives by the weights
+
+
+def check(loaded: LoadedExperiment) -> Iterator[str]:
+    """Lines about the run folder, the data, the model and the time that training would take; a mistake is a `UserError`."""
+    experiment = loaded.experiment
+    folder = RunFolder(Path(experiment.runtime.run_folder))
+    folder.refuse_other_experiment(experiment)
+    folder.refuse_unwritable()
+    if experiment.runtime.num_threads:
+        torch.set_num_threads(experiment.runtime.num_threads)
+    split_file = folder.split if folder.split.exists() else None
+    data = prepare(experiment.dataset, weights=weights_of(experiment.training.loss), split_file=split_file)
+    yield from data_summary(data)
+    model = build_model(experiment, data)
+    order = BatchOrder(len(data.split.train), experiment.training.batch_size, experiment.runtime.seed)
+    yield from model_summary(experiment, model, order.steps_per_epoch)
+    yield _duration_line(experiment, data, model, order)
+    yield f"run folder: {folder.path} ({_state(folder, experiment)})"
+    yield f"nothing was trained; start with: {start_command(loaded)}"
+
+
+def start_command(loaded: LoadedExperiment) -> str:
+    """The command that trains this experiment."""
+    settings = [word for override in loaded.overrides for word in ("--set", override)]
+    return shlex.join(["modelforge", "train", "--config", str(loaded.path), *settings])
+
+
+def _state(folder: RunFolder, experiment: Experiment) -> str:
+    if folder.finished_results(experiment) is not None:
+        return "this run is finished"
+    return "would go on from its last checkpoint" if folder.last_checkpoint.exists() else "would start from the beginning"
+
+
+def _duration_line(experiment: Experiment, data: PreparedData, model: EnergyModel, order: BatchOrder) -> str:
+    """What an epoch and the whole run would take here, eagerly and on one device."""
+    device = _device(experiment)
+    step = seconds_per_step(experiment, _first_batches(experiment, data, order, device), model.to(device))
+    validation = VALIDATION_COST * len(data.split.validation) / experiment.training.batch_size * step
+    epoch = order.steps_per_epoch * step + validation
+    total = total_steps_of(experiment, order.steps_per_epoch) / order.steps_per_epoch * epoch
+    total = min(total, experiment.training.seconds or total)
+    where = f"on the CPU with {torch.get_num_threads()} thread(s)" if device.type == "cpu" else f"on one {device.type}"
+    return f"time: about {_words(epoch)} per epoch eager, about {_words(total)} in all (estimate, {where})"
+
+
+def _first_batches(experiment: Experiment, data: PreparedData, order: BatchOrder, device: torch.device) -> list[Batch]:
+    """The first batches of the run; edges are found only for their structures."""
+    constants, model_dtype = data.reference.table(), dtype_of(experiment.runtime)
+    training = data.training
+    tables = (
+        structure_table(
+            training.take(chosen.numpy()), cutoff=experiment.potential.cutoff, self_energies=constants, dtype=model_dtype
+        )
+        for chosen in order.epoch(0)[: 1 + TIMED_STEPS]
+    )
+    return [table.batch(torch.arange(len(table))).to(device) for table in tables]
+
+
+def seconds_per_step(experiment: Experiment, batches: list[Batch], model: EnergyModel) -> float:
+    """Median time of a training step; the first batch only warms up, if there are several."""
+    step, loss = EagerStep(model, experiment.training.loss), experiment.training.loss
+    weights = torch.tensor(list(weights_of(loss).values()), dtype=model.scale.dtype, device=model.scale.device)
+    seconds = []
+    for batch in batches:
+        begun = time.perf_counter()
+        torch.autograd.grad(step(batch, weights).loss, list(model.parameters()), allow_unused=True)
+        float(model.scale)  # waits for the device
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds[1:] or seconds)
+
+
+def _device(experiment: Experiment) -> torch.device:
+    wants_gpu = experiment.runtime.accelerator in ("auto", "gpu", "cuda")
+    return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+
+
+def _words(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,171 @@
+"""Train SchNetPack's PaiNN as its rMD17 example does and write when each validation ended; `benchmark_training.py` runs it.
+
+Runs with an interpreter that has schnetpack installed, and imports nothing of modelforge. All parts are SchNetPack's own:
+ASE database, AtomsDataModule, AtomisticTask, callbacks (weight average, best and last checkpoint) and loss weights of
+configs/experiment/rmd17.yaml, in Lightning's Trainer. Only its loggers and progress bar are off.
+"""
+
+# mypy: disable-error-code="no-untyped-call, attr-defined, unused-ignore"
+# because neither schnetpack nor ase annotates its functions.
+
+import argparse
+import json
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import schnetpack as spk
+import torch
+import torchmetrics
+from ase.io import read
+from schnetpack import transform
+from schnetpack.data import AtomsDataFormat, AtomsDataModule, create_dataset
+from schnetpack.train import ExponentialMovingAverage, ModelCheckpoint, ReduceLROnPlateau
+
+UNITS = {"energy": "eV", "forces": "eV/Ang"}
+
+
+class Clock(pl.Callback):
+    """Notes the time at the end of each validation; the difference of two is a whole epoch, with its checkpoint."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self.seconds.append(time.perf_counter())
+
+
+def write_database(data: Path, folder: Path, *, num_validation: int) -> int:
+    """An ASE database of an extended XYZ file, and its split: the last structures validate. Gives the number that train."""
+    frames = read(data, index=":")
+    database = create_dataset(str(folder / "data.db"), AtomsDataFormat.ASE, distance_unit="Ang", property_unit_dict=UNITS)
+    labels = [
+        {"energy": np.array([frame.get_potential_energy()]), "forces": np.array(frame.get_forces())} for frame in frames
+    ]
+    for frame in frames:
+        if not frame.pbc.any():
+            frame.cell = None  # a box that means nothing would only slow the search for neighbours down
+    database.add_systems(property_list=labels, atoms_list=frames)
+    first = len(frames) - num_validation
+    split = {"train_idx": range(first), "val_idx": range(first, len(frames)), "test_idx": []}
+    np.savez(folder / "split.npz", **{name: np.array(chosen, dtype=int) for name, chosen in split.items()})
+    return first
+
+
+def build_data(options: argparse.Namespace, folder: Path) -> pl.LightningDataModule:
+    """The data module of the rMD17 example."""
+    transforms = [
+        transform.SubtractCenterOfMass(),
+        transform.RemoveOffsets("energy", remove_mean=True),
+        # As in the example; for molecules it is faster than CachedNeighborList, which opens a file for each structure.
+        transform.MatScipyNeighborList(cutoff=options.cutoff),
+        transform.CastTo32(),
+    ]
+    data: pl.LightningDataModule = AtomsDataModule(
+        str(folder / "data.db"),
+        batch_size=options.batch_size,
+        split_file=str(folder / "split.npz"),
+        distance_unit="Ang",
+        property_units=UNITS,
+        transforms=transforms,
+        num_workers=options.workers,
+    )
+    return data
+
+
+def build_task(options: argparse.Namespace) -> pl.LightningModule:
+    """PaiNN with energy and forces, losses, AdamW and plateau schedule of the rMD17 example."""
+    potential = spk.representation.PaiNN(
+        n_atom_basis=options.features,
+        n_interactions=options.layers,
+        radial_basis=spk.nn.GaussianRBF(n_rbf=options.radial, cutoff=options.cutoff),
+        cutoff_fn=spk.nn.CosineCutoff(options.cutoff),
+    )
+    model = spk.model.NeuralNetworkPotential(
+        representation=potential,
+        input_modules=[spk.atomistic.PairwiseDistances()],
+        output_modules=[
+            spk.atomistic.Atomwise(n_in=options.features, output_key="energy"),
+            spk.atomistic.Forces(energy_key="energy", force_key="forces"),
+        ],
+        postprocessors=[transform.CastTo64(), transform.AddOffsets("energy", add_mean=True)],
+    )
+    task: pl.LightningModule = spk.task.AtomisticTask(
+        model=model,
+        outputs=[_output("energy", weight=0.01), _output("forces", weight=0.99)],
+        optimizer_cls=torch.optim.AdamW,
+        optimizer_args={"lr": options.learning_rate, "weight_decay": 0.0},
+        scheduler_cls=ReduceLROnPlateau,
+        scheduler_args={"mode": "min", "factor": 0.5, "patience": 75, "threshold": 0.0, "cooldown": 10},
+        scheduler_monitor="val_loss",
+    )
+    return task
+
+
+def _output(name: str, *, weight: float) -> torch.nn.Module:
+    metrics = {
+        "mae": torchmetrics.regression.MeanAbsoluteError(),
+        "rmse": torchmetrics.regression.MeanSquaredError(squared=False),
+    }
+    output: torch.nn.Module = spk.task.ModelOutput(
+        name, loss_fn=torch.nn.MSELoss(), loss_weight=weight, metrics=metrics
+    )
+    return output
+
+
+def main() -> None:
+    """Train, then write the figures."""
+    options = _options()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(options.threads)
+    pl.seed_everything(0)
+    folder: Path = options.folder
+    num_train = write_database(options.data, folder, num_validation=options.num_validation)
+    data, task, clock = build_data(options, folder), build_task(options), Clock()
+    checkpoint = ModelCheckpoint(
+        model_path=str(folder / "best_model"),
+        monitor="val_loss",
+        save_top_k=1,
+        save_last=True,
+        dirpath=str(folder / "checkpoints"),
+        filename="{epoch:02d}",
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=options.epochs,
+        callbacks=[clock, ExponentialMovingAverage(decay=options.ema_decay), checkpoint],
+        num_sanity_val_steps=0,
+        inference_mode=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(task, datamodule=data)
+    figures = {
+        "seconds": clock.seconds,
+        "num_train": num_train,
+        "num_parameters": sum(weight.numel() for weight in task.model.parameters()),
+        "num_embedding": task.model.representation.embedding.weight.numel(),
+        "versions": {"schnetpack": version("schnetpack"), "torch": torch.__version__},
+    }
+    (folder / "figures.json").write_text(json.dumps(figures))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train SchNetPack's PaiNN for benchmark_training.py.")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="an empty folder; figures.json is written there")
+    for name in ("num-validation", "batch-size", "threads", "epochs", "workers", "features", "layers", "radial"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    for name in ("cutoff", "learning-rate", "ema-decay"):
+        parser.add_argument(f"--{name}", type=float, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
