@@ -22,6 +22,7 @@ from modelforge.training.loss import weights_of
 from modelforge.training.runtime import dtype_of
 
 TIMED_STEPS = 3
+OVERHEAD = 1.3  # measured: optimizer, averages and metrics on top of a step
 VALIDATION_COST = 1 / 3  # of a training step, per structure: no derivatives by the weights
 
 
@@ -59,7 +60,7 @@ def _state(folder: RunFolder, experiment: Experiment) -> str:
 def _duration_line(experiment: Experiment, data: PreparedData, model: EnergyModel, order: BatchOrder) -> str:
     """What an epoch and the whole run would take here, eagerly and on one device."""
     device = _device(experiment)
-    step = seconds_per_step(experiment, _first_batches(experiment, data, order, device), model.to(device))
+    step = OVERHEAD * seconds_per_step(experiment, _first_batches(experiment, data, order, device), model.to(device))
     validation = VALIDATION_COST * len(data.split.validation) / experiment.training.batch_size * step
     epoch = order.steps_per_epoch * step + validation
     total = total_steps_of(experiment, order.steps_per_epoch) / order.steps_per_epoch * epoch

@@ -1,54 +1,19 @@
-"""What users get wrong, each with the whole message that they read: place, expectation, value, remedy; exit code 2, no traceback.
+"""What users get wrong, each with the whole message that they read: place, expectation, value, remedy; exit code 2.
 
 The data are water molecules with made-up labels; `DIR` stands for the working folder.
 """
 
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pytest
+from toy_experiment import TOML, water, waters
 
 from modelforge.cli import main
 
-TOML = """\
-[potential]
-name = "schnet"
-cutoff = 3.0
-num_features = 4
-num_layers = 1
-num_radial = 4
-[dataset]
-name = "extxyz"
-path = "water.xyz"
-[dataset.split]
-counts = [6, 2, 0]
-[training]
-max_epochs = 1
-batch_size = 4
-[runtime]
-accelerator = "cpu"
-progress_bar = false
-"""
-PROPERTIES = "Properties=species:S:1:pos:R:3:forces:R:3"
 TRAIN = "train --config x.toml"
-
-
-def water(number: int, *, energy: str = "", header: str = "", symbols: str = "OHH", properties: str = PROPERTIES) -> str:
-    """A bent molecule, a little different for each number, with a made-up energy near that of water in eV."""
-    positions = np.array([[0.0, 0.0, 0.12], [0.0, 0.76, -0.48], [0.0, -0.76, -0.48]])
-    positions = positions + 0.02 * np.random.default_rng(number).normal(size=(3, 3))
-    forces = -10.0 * (positions - positions.mean(axis=0))
-    energy = energy or f"energy={-2079.0 + 0.01 * number:.6f}"
-    lines = [f"{symbol} {' '.join(f'{x:.6f}' for x in (*r, *f))}" for symbol, r, f in zip(symbols, positions, forces, strict=True)]
-    return "\n".join(["3", f"{properties} {energy} {header}".strip(), *lines]) + "\n"
-
-
-def waters(num: int = 8, **options: str) -> str:
-    return "".join(water(number, **options) for number in range(num))
 
 
 def replaced(old: str, new: str) -> str:
@@ -80,77 +45,385 @@ def added(text: str) -> tuple[tuple[str, str], ...]:
 
 LAST_ATOM = water(7).splitlines()[-1]
 CASES = [
-    Case("a misspelt key", "?", value("batch_size", "batchsize")),
-    Case("a wrong type", "?", value("batch_size = 4", 'batch_size = "4"')),
-    Case("an unknown choice", "?", value('"schnet"', '"shnet"')),
-    Case("a negative cutoff", "?", value("3.0", "-3.0")),
-    Case("a missing table", "?", value('[potential]\nname = "schnet"\ncutoff = 3.0\nnum_features = 4\nnum_layers = 1\nnum_radial = 4\n', "")),
-    Case("an unknown table", "?", value("[training]", "[trainig]")),
-    Case("no TOML", "?", value('"water.xyz"', "water.xyz")),
-    Case("several at once", "?", (("batch_size", "batchsize"), ("3.0", "-3.0"))),
-    Case("an override without a value", "?", command=TRAIN + " --set training.batch_size"),
-    Case("an override of an unknown key", "?", command=TRAIN + " --set training.batchsize=8"),
-    Case("an override with a wrong value", "?", command=TRAIN + " --set training.batch_size=many"),
-    Case("no such TOML", "?", command="train --config y.toml"),
-    Case("no such data", "?", value("water.xyz", "watr.xyz")),
-    Case("no such data by override", "?", command=TRAIN + " --set dataset.path=data/water.xyz"),
-    Case("a glob that matches nothing", "?", value("water.xyz", "md_*.xyz")),
-    Case("no such test file", "?", added('test_paths = { hot = "hot.xyz" }')),
-    Case("an empty file", "?", files={"water.xyz": ""}),
-    Case("a folder instead of a file", "?", value("water.xyz", "data"), {"data/a.xyz": waters()}),
-    Case("a truncated frame", "?", files={"water.xyz": waters().rsplit("\n", 2)[0] + "\n"}),
-    Case("an unknown element", "?", files={"water.xyz": replaced(LAST_ATOM, LAST_ATOM.replace("H", "Hx"))}),
-    Case("a coordinate that is no number", "?", files={"water.xyz": replaced(LAST_ATOM, LAST_ATOM.replace("H -", "H x-"))}),
-    Case("no forces", "?", added('forces_key = "force"')),
-    Case("no energies", "?", added('energy_key = "E"')),
-    Case("all labels NaN", "?", files={"water.xyz": waters(energy="energy=nan")}),
-    Case("an atom twice", "?", files={"water.xyz": waters().replace(LAST_ATOM, water(7).splitlines()[-2])}),
-    Case("periodic without a cell", "?", files={"water.xyz": waters(header='pbc="T T T"')}),
-    Case("a singular cell", "?", files={"water.xyz": waters(header='Lattice="5 0 0 5 0 0 0 0 5"')}),
-    Case("a unit in another case", "?", added('energy_unit = "Hartree"')),
+    Case(
+        "a misspelt key",
+        "x.toml:14: training.batchsize: unknown key (did you mean batch_size?)",
+        value("batch_size", "batchsize"),
+    ),
+    Case(
+        "a wrong type",
+        "x.toml:14: training.batch_size: must be a whole number of at least 1 (got '4'); drop the quotes",
+        value("batch_size = 4", 'batch_size = "4"'),
+    ),
+    Case(
+        "an unknown choice",
+        "x.toml:2: potential.name: unknown choice 'shnet' (did you mean 'schnet'? choices: painn, schnet)",
+        value('"schnet"', '"shnet"'),
+    ),
+    Case("a negative cutoff", "x.toml:3: potential.cutoff: must be greater than 0 (got -3.0)", value("3.0", "-3.0")),
+    Case(
+        "a missing table",
+        'x.toml: potential: missing; add a table [potential] with name = "painn" or "schnet"',
+        value('[potential]\nname = "schnet"\ncutoff = 3.0\nnum_features = 4\nnum_layers = 1\nnum_radial = 4\n', ""),
+    ),
+    Case("an unknown table", "x.toml:12: trainig: unknown table (did you mean training?)", value("[training]", "[trainig]")),
+    Case("no TOML", 'x.toml:9: a text without quotes (path = water.xyz); write "water.xyz"', value('"water.xyz"', "water.xyz")),
+    Case(
+        "several at once",
+        (
+            "x.toml:3: potential.cutoff: must be greater than 0 (got -3.0)\n"
+            "x.toml:14: training.batchsize: unknown key (did you mean batch_size?)"
+        ),
+        (("batch_size", "batchsize"), ("3.0", "-3.0")),
+    ),
+    Case(
+        "an override without a value",
+        "--set training.batch_size: expected --set table.key=value, such as --set training.batch_size=8",
+        command=TRAIN + " --set training.batch_size",
+    ),
+    Case(
+        "an override of an unknown key",
+        "--set training.batchsize=8: training.batchsize: unknown key (did you mean batch_size?)",
+        command=TRAIN + " --set training.batchsize=8",
+    ),
+    Case(
+        "an override with a wrong value",
+        "--set training.batch_size=many: training.batch_size: must be a whole number of at least 1 (got 'many')",
+        command=TRAIN + " --set training.batch_size=many",
+    ),
+    Case("no such TOML", "y.toml: no such file (did you mean x.toml?)", command="train --config y.toml"),
+    Case(
+        "no such data",
+        "x.toml:9: dataset.path: 'DIR/watr.xyz' matches no file (did you mean 'water.xyz'?)",
+        value("water.xyz", "watr.xyz"),
+    ),
+    Case(
+        "no such data by override",
+        "--set dataset.path=data/water.xyz: dataset.path: 'DIR/data/water.xyz' matches no file, there is no folder DIR/data",
+        command=TRAIN + " --set dataset.path=data/water.xyz",
+    ),
+    Case(
+        "a glob that matches nothing", "x.toml:9: dataset.path: 'DIR/md_*.xyz' matches no file", value("water.xyz", "md_*.xyz")
+    ),
+    Case(
+        "no such test file",
+        "x.toml:10: dataset.test_paths.hot: 'DIR/hot.xyz' matches no file (did you mean 'water.xyz'?)",
+        added('test_paths = { hot = "hot.xyz" }'),
+    ),
+    Case("an empty file", "DIR/water.xyz: must hold at least one structure (got an empty file)", files={"water.xyz": ""}),
+    Case(
+        "a folder instead of a file",
+        "x.toml:9: dataset.path: 'DIR/data' must name a file (got a folder; 'DIR/data/*.xyz' names files in it)",
+        value("water.xyz", "data"),
+        {"data/a.xyz": waters()},
+    ),
+    Case(
+        "a truncated frame",
+        "DIR/water.xyz:36: structure 7 announces 3 atoms, but the file ends after 2 of them (truncated?)",
+        files={"water.xyz": waters().rsplit("\n", 2)[0] + "\n"},
+    ),
+    Case(
+        "an unknown element",
+        (
+            "DIR/water.xyz:40: must have an element symbol in column 1, has 'Hx' (got 'Hx 0.001203 -0.733196 "
+            "-0.489844 -0.067310 7.410910 1.981242')"
+        ),
+        files={"water.xyz": replaced(LAST_ATOM, LAST_ATOM.replace("H", "Hx"))},
+    ),
+    Case(
+        "a coordinate that is no number",
+        (
+            "DIR/water.xyz:40: must have a finite coordinate in column 2, has 'O.001203' (got 'H O.001203 "
+            "-0.733196 -0.489844 -0.067310 7.410910 1.981242')"
+        ),
+        files={"water.xyz": replaced(LAST_ATOM, LAST_ATOM.replace("H 0", "H O"))},
+    ),
+    Case(
+        "no forces",
+        (
+            "x.toml:10: dataset.forces_key: 'force' is in no structure of DIR/water.xyz; per-atom columns there: "
+            "forces (did you mean 'forces'?); name the right key, or set training.loss.forces_weight = 0"
+        ),
+        added('forces_key = "force"'),
+    ),
+    Case(
+        "no energies",
+        (
+            "x.toml:10: dataset.energy_key: 'E' is in no structure of DIR/water.xyz; header keys there: energy; "
+            "name the right key, or set training.loss.energy_weight = 0"
+        ),
+        added('energy_key = "E"'),
+    ),
+    Case(
+        "all labels NaN",
+        (
+            "x.toml: dataset.energy_key: 'energy' is missing or NaN in all structures of the training set, but "
+            "training.loss.energy_weight is 1; name another key, or set the weight to 0"
+        ),
+        files={"water.xyz": waters(energy="energy=nan")},
+    ),
+    Case(
+        "an atom twice",
+        "DIR/water.xyz:7: atoms 1 and 2 are in the same place (0.0000 angstrom apart); remove one of them, or the structure",
+        files={"water.xyz": waters().replace(LAST_ATOM, water(7).splitlines()[-2])},
+    ),
+    Case(
+        "periodic without a cell",
+        (
+            "DIR/water.xyz:2: a structure that is periodic along a b c must have a Lattice with independent "
+            'vectors there (got no Lattice); write pbc="F F F" if it is not periodic'
+        ),
+        files={"water.xyz": waters(header='pbc="T T T"')},
+    ),
+    Case(
+        "a singular cell",
+        (
+            "DIR/water.xyz:2: a structure that is periodic along a b c must have a Lattice with independent "
+            'vectors there (got "5 0 0 5 0 0 0 0 5"); write pbc="F F F" if it is not periodic'
+        ),
+        files={"water.xyz": waters(header='Lattice="5 0 0 5 0 0 0 0 5"')},
+    ),
+    Case(
+        "a unit in another case",
+        (
+            "x.toml:10: dataset.energy_unit: unknown choice 'Hartree' (did you mean 'hartree'? choices: eV, meV, "
+            "hartree, rydberg, kcal/mol, kJ/mol)"
+        ),
+        added('energy_unit = "Hartree"'),
+    ),
     Case(
         "energies in hartree",
-        "?",
+        (
+            "x.toml:10: dataset.self_energies: without the self-energies (H -13.600, O -2041.800 eV) "
+            "DIR/water.xyz:0 has 664.200 eV per atom; expected -20 to 3. They must come from the same "
+            "method and have the same unit as the labels; correct the values, dataset.self_energies.unit or "
+            'dataset.energy_unit, or set source = "regression"'
+        ),
         added('self_energies = { source = "values", values = { H = -13.6, O = -2041.8 } }'),
         {"water.xyz": waters(energy="energy=-76.4")},
     ),
-    Case("self-energy of no element", "?", added('self_energies = { source = "values", values = { H = -13.6, Ox = -2041.8 } }')),
-    Case("no isolated atoms", "?", added('self_energies = { source = "isolated_atoms" }')),
-    Case("self-energies of the data set that has none", "?", added('self_energies = { source = "dataset" }')),
-    Case("the test file is the training file", "?", added('test_paths = { again = "water.xyz" }')),
-    Case("a test set with an unknown element", "?", added('test_paths = { heavy = "heavy.xyz" }'), {"heavy.xyz": waters(symbols="SHH")}),
-    Case("a test set named validation", "?", added('test_paths = { validation = "hot.xyz" }'), {"hot.xyz": waters(4)}),
-    Case("fractions that do not sum to 1", "?", value("counts = [6, 2, 0]", "fractions = [0.9, 0.1, 0.1]")),
-    Case("counts beyond the data", "?", value("[6, 2, 0]", "[8, 2, 0]")),
-    Case("fractions and counts", "?", value("[6, 2, 0]", "[6, 2, 0]\nfractions = [0.9, 0.1, 0.0]")),
-    Case("no validation", "?", value("counts = [6, 2, 0]", "fractions = [1.0, 0.0, 0.0]")),
-    Case("no validation after rounding", "?", value("counts = [6, 2, 0]", "fractions = [0.97, 0.03, 0.0]")),
-    Case("a file in the place of the run folder", "?", files={"runs/x": ""}),
-    Case("a huber_delta without huber", "?", value("[runtime]", "loss.huber_delta = 0.1\n[runtime]")),
-    Case("all weights 0", "?", value("[runtime]", "loss = { energy_weight = 0, forces_weight = 0 }\n[runtime]")),
-    Case("16-mixed with forces", "?", value('accelerator = "cpu"', 'precision = "16-mixed"')),
-    Case("stress without a key", "?", value("[runtime]", "loss.stress_weight = 1.0\n[runtime]")),
-    Case("a run folder of another experiment", "?", command=TRAIN + " --set training.batch_size=2", needs_run=True),
+    Case(
+        "self-energy of no element",
+        "x.toml:10: dataset.self_energies.values.Ox: unknown element 'Ox'; use symbols such as H or Cl",
+        added('self_energies = { source = "values", values = { H = -13.6, Ox = -2041.8 } }'),
+    ),
+    Case(
+        "no isolated atoms",
+        (
+            'x.toml:10: dataset.self_energies.source: is "isolated_atoms", but the data hold no single atom with '
+            "an energy; name their file in isolated_atoms_path, or give values"
+        ),
+        added('self_energies = { source = "isolated_atoms" }'),
+    ),
+    Case(
+        "self-energies of the data set that has none",
+        (
+            'x.toml:10: dataset.self_energies.source: must not be "dataset", as "extxyz" brings no table of '
+            'self-energies; use "regression", "values" or "isolated_atoms"'
+        ),
+        added('self_energies = { source = "dataset" }'),
+    ),
+    Case(
+        "the test file is the training file",
+        (
+            "x.toml:10: dataset.test_paths.again: holds the same structures as dataset.path, so its errors would "
+            "say nothing; name another file, or cut a test set out of the data with dataset.split.fractions"
+        ),
+        added('test_paths = { again = "water.xyz" }'),
+    ),
+    Case(
+        "a test set with an unknown element",
+        (
+            "x.toml:10: dataset.test_paths.heavy: the set 'heavy' has elements that no training structure has "
+            "(S); add structures with them to the training set, or remove them from this one"
+        ),
+        added('test_paths = { heavy = "heavy.xyz" }'),
+        {"heavy.xyz": waters(symbols="SHH")},
+    ),
+    Case(
+        "a test set named validation",
+        "x.toml:10: dataset.test_paths.validation: is the name of a set of dataset.split; choose another",
+        added('test_paths = { validation = "hot.xyz" }'),
+        {"hot.xyz": waters(4)},
+    ),
+    Case(
+        "fractions that do not sum to 1",
+        "x.toml:11: dataset.split.fractions: must sum to 1 (they sum to 1.1)",
+        value("counts = [6, 2, 0]", "fractions = [0.9, 0.1, 0.1]"),
+    ),
+    Case(
+        "counts beyond the data",
+        "x.toml:11: dataset.split.counts: must sum to at most 8, the number of structures (got [8, 2, 0], which sum to 10)",
+        value("[6, 2, 0]", "[8, 2, 0]"),
+    ),
+    Case(
+        "fractions and counts",
+        "x.toml:11: dataset.split.counts: must not be given together with fractions; remove one of them",
+        value("[6, 2, 0]", "[6, 2, 0]\nfractions = [0.9, 0.1, 0.0]"),
+    ),
+    Case(
+        "no validation",
+        (
+            "x.toml:11: dataset.split.fractions: must be above 0 for training and validation (got [1.0, 0.0, "
+            "0.0]); validation decides on the learning rate and the best weights"
+        ),
+        value("counts = [6, 2, 0]", "fractions = [1.0, 0.0, 0.0]"),
+    ),
+    Case(
+        "no validation after rounding",
+        (
+            "x.toml:11: dataset.split.fractions: must leave structures for the set 'validation' (got none of the "
+            "8 structures); give it a larger share"
+        ),
+        value("counts = [6, 2, 0]", "fractions = [0.97, 0.03, 0.0]"),
+    ),
+    Case(
+        "a file in the place of the run folder",
+        "x.toml: runtime.run_folder: must be a folder to write to (got DIR/runs/x, which is a file); choose another",
+        files={"runs/x": ""},
+    ),
+    Case(
+        "a huber_delta without huber",
+        'x.toml:15: training.loss.huber_delta: has no effect with function = "mse"; remove it',
+        value("[runtime]", "loss.huber_delta = 0.1\n[runtime]"),
+    ),
+    Case(
+        "all weights 0",
+        "x.toml:15: training.loss.energy_weight: all weights are 0, so nothing would be trained; set one above 0",
+        value("[runtime]", "loss = { energy_weight = 0, forces_weight = 0 }\n[runtime]"),
+    ),
+    Case(
+        "16-mixed with forces",
+        (
+            'x.toml:16: runtime.precision: must not be "16-mixed" where forces or stress are trained: their '
+            'gradients are NaN in float16; use "32-true"'
+        ),
+        value('accelerator = "cpu"', 'precision = "16-mixed"'),
+    ),
+    Case(
+        "stress without a key",
+        (
+            "x.toml: dataset.stress_key: missing, but training.loss.stress_weight is 1; name the key of the "
+            "stress, or set the weight to 0"
+        ),
+        value("[runtime]", "loss.stress_weight = 1.0\n[runtime]"),
+    ),
+    Case(
+        "a run folder of another experiment",
+        (
+            "DIR/runs/x: holds a run with other settings:\n"
+            "  training.batch_size: was 4, is 2\n"
+            "A run cannot go on with these changed. Choose another runtime.run_folder, or delete this one"
+        ),
+        command=TRAIN + " --set training.batch_size=2",
+        needs_run=True,
+    ),
     Case(
         "data that changed under a run",
-        "?",
+        (
+            "DIR/runs/x/split.npz: the data files have changed since this run drew its split, so the run cannot "
+            "go on with them. Restore the files, or start a new run with another runtime.run_folder"
+        ),
         files={"water.xyz": waters(9)},
         command=TRAIN + " --set training.max_epochs=2",
         needs_run=True,
     ),
-    Case("a missing run folder", "?", command="evaluate --model runs/y --data water.xyz"),
-    Case("a run that is not finished", "?", files={"runs/x/log.txt": ""}, command="evaluate --model runs/x --data water.xyz"),
-    Case("a model that is none", "?", command="evaluate --model water.xyz --data water.xyz"),
+    Case(
+        "a missing table of values",
+        'x.toml: dataset.self_energies.values: missing; source "values" needs a table such as values = { H = -13.6 }',
+        added('self_energies = { source = "values" }'),
+    ),
+    Case(
+        "a file without single atoms",
+        (
+            "x.toml:10: dataset.self_energies.isolated_atoms_path: DIR/water.xyz holds no single atom with an "
+            "energy; name another file"
+        ),
+        added('self_energies = { source = "isolated_atoms", isolated_atoms_path = "water.xyz" }'),
+    ),
+    Case(
+        "a virial for a stress",
+        "x.toml:10: dataset.stress_key: must name a stress, which is -virial / volume in most codes (got 'virial')",
+        added('stress_key = "virial"'),
+    ),
+    Case(
+        "a validation of other elements",
+        (
+            "x.toml:10: dataset.split: the set 'validation' has elements that no training structure has (S); add "
+            "structures with them to the training set, or remove them from this one"
+        ),
+        value("counts = [6, 2, 0]", 'strategy = "blocks"\ncounts = [7, 1, 0]'),
+        {"water.xyz": waters(7) + water(8, symbols="SHH")},
+    ),
+    Case(
+        "one file for training and validation",
+        (
+            "x.toml:12: dataset.split.validation_files: must leave structures for the set 'train' (got none of "
+            "the 8 structures); name other files"
+        ),
+        value("counts = [6, 2, 0]", 'strategy = "files"\nvalidation_files = ["water.xyz"]'),
+    ),
+    Case(
+        "files and counts",
+        (
+            'x.toml:13: dataset.split.counts: has no effect with strategy = "files", which takes validation_files '
+            "and test_files; remove it"
+        ),
+        value("counts", 'strategy = "files"\nvalidation_files = ["water.xyz"]\ncounts'),
+    ),
+    Case(
+        "a missing run folder",
+        "runs/y: no such run folder or file of a potential",
+        command="evaluate --model runs/y --data water.xyz",
+        needs_run=True,
+    ),
+    Case(
+        "a run that is not finished",
+        (
+            "runs/x: holds no potential.safetensors, which a run writes when it is finished; finish it with the "
+            "command that started it, or name another folder"
+        ),
+        files={"runs/x/log.txt": ""},
+        command="evaluate --model runs/x --data water.xyz",
+    ),
+    Case(
+        "a model that is none",
+        (
+            "water.xyz: cannot be read as a potential (Error while deserializing header: header too large); it "
+            "must be a potential.safetensors of modelforge"
+        ),
+        command="evaluate --model water.xyz --data water.xyz",
+    ),
     Case(
         "an element that the potential does not know",
-        "?",
+        "heavy.xyz:1: has S, which the potential was not trained on (it knows H, O)",
         files={"heavy.xyz": waters(1) + waters(symbols="SHH")},
         command="evaluate --model runs/x --data heavy.xyz",
         needs_run=True,
     ),
-    Case("no such file to evaluate", "?", command="evaluate --model runs/x --data hot*.xyz", needs_run=True),
-    Case("no such device", "?", command="evaluate --model runs/x --data water.xyz --device gpu", needs_run=True),
-    Case("an unknown section", "?", command="describe training.los"),
+    Case(
+        "no such file to evaluate",
+        "--data: 'hot*.xyz' matches no file: looked for DIR/hot*.xyz",
+        command="evaluate --model runs/x --data hot*.xyz",
+        needs_run=True,
+    ),
+    Case(
+        "no such device",
+        "--device: must be a device such as cpu, cuda, cuda:1 or mps (got 'gpu')",
+        command="evaluate --model runs/x --data water.xyz --device gpu",
+        needs_run=True,
+    ),
+    Case(
+        "a file in the place of the output",
+        "--out: must be a folder to write to (got x.toml: File exists); choose another",
+        command="evaluate --model runs/x --data water.xyz --out x.toml",
+        needs_run=True,
+    ),
+    Case(
+        "an unknown section",
+        "modelforge describe training.los: no such table or key (did you mean training.loss?)",
+        command="describe training.los",
+    ),
 ]
 
 
@@ -164,17 +437,18 @@ def stderr_of(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an experiment, its data and its finished run."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "x.toml").write_text(TOML)
     (folder / "water.xyz").write_text(waters())
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["modelforge", *TRAIN.split()])
-        main()
+        with pytest.raises(SystemExit) as stopped:
+            main()
     assert stopped.value.code == 0
-    yield folder
+    return folder
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -79,8 +79,8 @@ class _Select(torch.autograd.Function):
 
 
 def _segment_sum(rows: Tensor, order: Tensor, starts: Tensor, owner: Tensor) -> Tensor:
-    if rows.shape[0] == 0:
-        return rows.new_zeros(starts.shape[0], *rows.shape[1:])
+    if rows.shape[0] == 0:  # zeros that a loss can still be differentiated through
+        return rows.sum(dim=0, keepdim=True).expand(starts.shape[0], *rows.shape[1:])
     return cast(Tensor, _SegmentSum.apply(rows, order, starts, owner))  # type: ignore[no-untyped-call]
 
 

@@ -138,7 +138,7 @@ def _isolated_atoms(source: DataSource, structures: Structures) -> tuple[dict[in
     found = energies_of_isolated_atoms(structures)
     if not found:
         raise UserError(
-            'dataset.self_energies.source: "isolated_atoms", but the data hold no single atom with an energy; '
+            'dataset.self_energies.source: is "isolated_atoms", but the data hold no single atom with an energy; '
             "name their file in isolated_atoms_path, or give values"
         )
     taken = isolated_atoms(structures)
@@ -188,14 +188,13 @@ def _elements(structures: Structures, found: Split, tests: Mapping[str, Structur
 
 
 def _scale(training: Structures, reference: Reference, weights: Mapping[str, float]) -> float:
-    """RMS of the forces, or the spread of the energy per root of the number of atoms: what the network has to produce."""
-    known = training.has_force
-    scale = 0.0
-    if "forces" in weights and known.any():
-        scale = float(np.sqrt(np.mean(training.forces[known] ** 2)))
-    elif training.has_energy.any():
+    """What the network has to produce: the RMS force or the spread of the energy over sqrt(N), whichever is larger."""
+    scale, has_force = 0.0, training.has_force
+    if "forces" in weights and has_force.any():
+        scale = float(np.sqrt(np.mean(training.forces[has_force] ** 2)))
+    if "energy" in weights and training.has_energy.any():
         interaction = training.energy - sum_of_constants(training, reference.table())
-        scale = float(np.sqrt(np.nanmean(interaction**2 / training.num_atoms)))
+        scale = max(scale, float(np.sqrt(np.nanmean(interaction**2 / training.num_atoms))))
     return scale if scale > 0 else 1.0
 
 

@@ -126,6 +126,7 @@ def _stop_if_implausible(found: SelfEnergies, labelled: Structures) -> None:
     lowest, highest = PLAUSIBLE_ATOMISATION
     raise UserError(
         f"dataset.self_energies: without the self-energies ({values} eV) {labelled.place(outlier)} has "
-        f"{per_atom:.3f} eV per atom; expected {lowest:g} to {highest:g} eV per atom. They must come from the same method "
-        'and have the same unit as the labels: correct them, or set source = "regression"'
+        f"{per_atom:.3f} eV per atom; expected {lowest:g} to {highest:g}. They must come from the same method "
+        "and have the same unit as the labels; correct the values, dataset.self_energies.unit or dataset.energy_unit, or set "
+        'source = "regression"'
     )

@@ -96,11 +96,12 @@ def split(section: SplitSection, structures: Structures, usable: Integers) -> Sp
         order = usable if section.strategy == "blocks" else _stream(section.seed).permutation(usable)
         chosen = _cut(order, _sizes(section, len(usable)))
     found = Split(*(np.sort(part) for part in chosen))
+    remedy = "name other files" if section.strategy == "files" else "give it a larger share"
     for name in ("train", "validation"):
         if not len(found.sets()[name]):
             raise UserError(
-                f"dataset.split.{_key_of_sizes(section)}: must leave a structure for the {name} set (got none of the "
-                f"{len(usable)} structures); give it a larger share"
+                f"dataset.split.{_key_of_sizes(section)}: must leave structures for the set {name!r} (got none of the "
+                f"{len(usable)} structures); {remedy}"
             )
     return found
 

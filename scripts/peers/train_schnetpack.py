@@ -5,8 +5,8 @@ ASE database, AtomsDataModule, AtomisticTask, callbacks (weight average, best an
 configs/experiment/rmd17.yaml, in Lightning's Trainer. Only its loggers and progress bar are off.
 """
 
-# mypy: disable-error-code="no-untyped-call, attr-defined, unused-ignore"
-# because neither schnetpack nor ase annotates its functions.
+# mypy: allow-untyped-calls
+# because ase annotates only some of its functions.
 
 import argparse
 import json
@@ -38,24 +38,21 @@ class Clock(pl.Callback):
         self.seconds.append(time.perf_counter())
 
 
-def write_database(data: Path, folder: Path, *, num_validation: int) -> int:
-    """An ASE database of an extended XYZ file, and its split: the last structures validate. Gives the number that train."""
+def write_database(data: Path, folder: Path, *, num_validation: int) -> None:
+    """An ASE database of an extended XYZ file, and its split: the last structures validate."""
     frames = read(data, index=":")
     database = create_dataset(str(folder / "data.db"), AtomsDataFormat.ASE, distance_unit="Ang", property_unit_dict=UNITS)
-    labels = [
-        {"energy": np.array([frame.get_potential_energy()]), "forces": np.array(frame.get_forces())} for frame in frames
-    ]
+    labels = [{"energy": np.array([frame.get_potential_energy()]), "forces": np.array(frame.get_forces())} for frame in frames]
     for frame in frames:
         if not frame.pbc.any():
             frame.cell = None  # a box that means nothing would only slow the search for neighbours down
     database.add_systems(property_list=labels, atoms_list=frames)
     first = len(frames) - num_validation
-    split = {"train_idx": range(first), "val_idx": range(first, len(frames)), "test_idx": []}
-    np.savez(folder / "split.npz", **{name: np.array(chosen, dtype=int) for name, chosen in split.items()})
-    return first
+    validation = np.arange(first, len(frames))
+    np.savez(folder / "split.npz", train_idx=np.arange(first), val_idx=validation, test_idx=np.arange(0))
 
 
-def build_data(options: argparse.Namespace, folder: Path) -> pl.LightningDataModule:
+def build_data(options: argparse.Namespace, folder: Path) -> AtomsDataModule:
     """The data module of the rMD17 example."""
     transforms = [
         transform.SubtractCenterOfMass(),
@@ -64,7 +61,7 @@ def build_data(options: argparse.Namespace, folder: Path) -> pl.LightningDataMod
         transform.MatScipyNeighborList(cutoff=options.cutoff),
         transform.CastTo32(),
     ]
-    data: pl.LightningDataModule = AtomsDataModule(
+    return AtomsDataModule(
         str(folder / "data.db"),
         batch_size=options.batch_size,
         split_file=str(folder / "split.npz"),
@@ -73,10 +70,9 @@ def build_data(options: argparse.Namespace, folder: Path) -> pl.LightningDataMod
         transforms=transforms,
         num_workers=options.workers,
     )
-    return data
 
 
-def build_task(options: argparse.Namespace) -> pl.LightningModule:
+def build_task(options: argparse.Namespace) -> spk.task.AtomisticTask:
     """PaiNN with energy and forces, losses, AdamW and plateau schedule of the rMD17 example."""
     potential = spk.representation.PaiNN(
         n_atom_basis=options.features,
@@ -93,7 +89,7 @@ def build_task(options: argparse.Namespace) -> pl.LightningModule:
         ],
         postprocessors=[transform.CastTo64(), transform.AddOffsets("energy", add_mean=True)],
     )
-    task: pl.LightningModule = spk.task.AtomisticTask(
+    return spk.task.AtomisticTask(
         model=model,
         outputs=[_output("energy", weight=0.01), _output("forces", weight=0.99)],
         optimizer_cls=torch.optim.AdamW,
@@ -102,18 +98,14 @@ def build_task(options: argparse.Namespace) -> pl.LightningModule:
         scheduler_args={"mode": "min", "factor": 0.5, "patience": 75, "threshold": 0.0, "cooldown": 10},
         scheduler_monitor="val_loss",
     )
-    return task
 
 
-def _output(name: str, *, weight: float) -> torch.nn.Module:
+def _output(name: str, *, weight: float) -> spk.task.ModelOutput:
     metrics = {
         "mae": torchmetrics.regression.MeanAbsoluteError(),
         "rmse": torchmetrics.regression.MeanSquaredError(squared=False),
     }
-    output: torch.nn.Module = spk.task.ModelOutput(
-        name, loss_fn=torch.nn.MSELoss(), loss_weight=weight, metrics=metrics
-    )
-    return output
+    return spk.task.ModelOutput(name, loss_fn=torch.nn.MSELoss(), loss_weight=weight, metrics=metrics)
 
 
 def main() -> None:
@@ -123,7 +115,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     pl.seed_everything(0)
     folder: Path = options.folder
-    num_train = write_database(options.data, folder, num_validation=options.num_validation)
+    write_database(options.data, folder, num_validation=options.num_validation)
     data, task, clock = build_data(options, folder), build_task(options), Clock()
     checkpoint = ModelCheckpoint(
         model_path=str(folder / "best_model"),
@@ -148,7 +140,6 @@ def main() -> None:
     trainer.fit(task, datamodule=data)
     figures = {
         "seconds": clock.seconds,
-        "num_train": num_train,
         "num_parameters": sum(weight.numel() for weight in task.model.parameters()),
         "num_embedding": task.model.representation.embedding.weight.numel(),
         "versions": {"schnetpack": version("schnetpack"), "torch": torch.__version__},
