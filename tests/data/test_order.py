@@ -1,0 +1,78 @@
+"""The order of batches: every structure once an epoch, a function of seed and step alone, shared by processes."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from made_structures import structures_of
+
+from modelforge.data.batches import structure_table
+from modelforge.data.order import BatchOrder, EvaluationBatches, TrainingBatches
+
+NUM = 23
+TABLE = structure_table(
+    structures_of([Atoms("H")] * NUM), cutoff=1.0, self_energies=np.zeros(119), dtype=torch.float32
+)
+
+
+def indices(order: BatchOrder, first_step: int, last_step: int) -> list[list[int]]:
+    batches = TrainingBatches(TABLE, order, first_step=first_step, last_step=last_step)
+    found = [batch.indices.tolist() for batch in batches]
+    assert len(found) == len(batches) == last_step - first_step
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 23, 50])
+def test_every_structure_comes_once_an_epoch(batch_size: int):
+    order = BatchOrder(NUM, batch_size, seed=0)
+    for epoch in range(3):
+        steps = order.steps_per_epoch
+        batches = indices(order, epoch * steps, (epoch + 1) * steps)
+        assert sorted(sum(batches, [])) == list(range(NUM))
+        assert all(len(batch) == min(batch_size, NUM) for batch in batches[:-1])
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    one, other = BatchOrder(NUM, 4, seed=0), BatchOrder(NUM, 4, seed=1)
+    torch.manual_seed(5)
+    assert indices(one, 0, 12) == indices(BatchOrder(NUM, 4, seed=0), 0, 12)
+    assert indices(one, 0, 6) != indices(other, 0, 6)
+    assert indices(one, 0, 6) != indices(one, 6, 12)
+
+
+@pytest.mark.parametrize("pause", range(0, 18))
+def test_a_run_that_goes_on_at_any_step_sees_the_same_batches(pause: int):
+    order = BatchOrder(NUM, 4, seed=0)
+    assert indices(order, 0, pause) + indices(order, pause, 18) == indices(order, 0, 18)
+
+
+def test_a_stretch_may_span_several_epochs():
+    order = BatchOrder(NUM, 4, seed=0)
+    assert sorted(sum(indices(order, 3, 3 + 2 * order.steps_per_epoch), []))[::2] == list(range(NUM))
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 5])
+def test_processes_share_each_batch_without_overlap(num_processes: int):
+    ranks = [BatchOrder(NUM, 2, seed=0, rank=rank, num_processes=num_processes) for rank in range(num_processes)]
+    alone = BatchOrder(NUM, 2 * num_processes, seed=0)
+    steps = alone.steps_per_epoch
+    assert {order.steps_per_epoch for order in ranks} == {steps}
+    shares = [indices(order, 0, steps) for order in ranks]
+    for step, whole in enumerate(indices(alone, 0, steps)):
+        parts = sum((share[step] for share in shares), [])
+        assert set(parts) == set(whole)
+        assert all(share[step] for share in shares), "a process without a batch would leave the others waiting"
+        if len(whole) >= num_processes:
+            assert len(parts) == len(whole)
+
+
+@pytest.mark.parametrize(("batch_size", "num_processes"), [(1, 1), (4, 1), (64, 1), (2, 3), (64, 30)])
+def test_evaluation_sees_every_structure_exactly_once(batch_size: int, num_processes: int):
+    seen: list[int] = []
+    for rank in range(num_processes):
+        batches = EvaluationBatches(TABLE, batch_size, rank=rank, num_processes=num_processes)
+        found = [batch.indices.tolist() for batch in batches]
+        assert len(found) == len(batches)
+        assert all(0 < len(batch) <= batch_size for batch in found)
+        seen += sum(found, [])
+    assert sorted(seen) == list(range(NUM))
