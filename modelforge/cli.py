@@ -14,7 +14,7 @@ from modelforge.errors import UserError
 if TYPE_CHECKING:
     from modelforge.experiment import LoadedExperiment
 
-USER_MISTAKE, STOPPED_EARLY = 2, 75
+FAILED, USER_MISTAKE, STOPPED_EARLY = 1, 2, 75
 
 app = typer.Typer(
     help="Train neural network potentials: one TOML file in, a tested potential out.",
@@ -36,7 +36,7 @@ def train(config: Config, settings: Settings = None, run_folder: RunFolder = Non
     """Train, test and report. The same command starts a run, resumes it, or says that it is finished."""
     from modelforge.experiment import load
     from modelforge.train import train as run
-    from modelforge.training.keeper import Interrupted
+    from modelforge.training.keeper import Interrupted, NotFinite
 
     experiment = load(config, [*(settings or []), *_folder_setting(run_folder)])
     try:
@@ -45,6 +45,9 @@ def train(config: Config, settings: Settings = None, run_folder: RunFolder = Non
     except Interrupted as stop:
         typer.echo(f"stopped ({stop}); the same command goes on from there", err=True)
         raise typer.Exit(STOPPED_EARLY) from None
+    except NotFinite as failure:
+        typer.echo(f"stopped: {failure}", err=True)
+        raise typer.Exit(FAILED) from None
 
 
 @app.command()

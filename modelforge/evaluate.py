@@ -22,8 +22,8 @@ from modelforge.data.sources.paths import expand_paths
 from modelforge.data.sources.read_report import Reading
 from modelforge.data.structures import Floats, Structures
 from modelforge.errors import UserError
+from modelforge.files import write_text
 from modelforge.model_file import TrainedPotential, load_potential
-from modelforge.run_folder import write_text
 from modelforge.training.metrics import Errors, ErrorSums, errors, errors_by_element, errors_by_subset
 
 Metrics = dict[str, float | int | dict[str, Errors] | None]

@@ -64,7 +64,7 @@ def _stress_has_a_key(experiment: Experiment) -> Iterator[Problem]:
 
 
 def _the_data_set_has_self_energies(experiment: Experiment) -> Iterator[Problem]:
-    if experiment.dataset.self_energies.source == "dataset":
+    if experiment.dataset.self_energies.source == "dataset" and not experiment.dataset.self_energy_table():
         yield (
             "dataset.self_energies.source",
             f'must not be "dataset", as "{experiment.dataset.name}" brings no table of self-energies; '

@@ -4,7 +4,6 @@ It is read as data: nothing in it is executed. N atoms, S structures.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from modelforge.data.sources.read_report import did_you_mean
 from modelforge.data.sources.source import DataSource
 from modelforge.data.structures import Floats
 from modelforge.errors import UserError
+from modelforge.files import replacing
 from modelforge.potentials import PotentialSection
 from modelforge.potentials.energy_model import EnergyModel
 
@@ -80,9 +80,8 @@ def save_potential(path: Path, trained: TrainedPotential) -> None:
         "weights": trained.weights,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.model.state_dict().items()}
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(save(tensors, metadata=metadata))
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata=metadata))
 
 
 def load_potential(

@@ -34,7 +34,8 @@ def data_summary(data: PreparedData) -> list[str]:
         f"elements {' '.join(chemical_symbols[z] for z in data.elements)}"
         + (f", {int(structures.periodic.any(axis=1).sum())} periodic" if structures.periodic.any() else ""),
         *(f"  {line}" for line in _coverage(data)),
-        "sets: " + ", ".join(f"{name} {size}" for name, size in sizes.items() if size)
+        "sets: "
+        + ", ".join(f"{name} {size}" for name, size in sizes.items() if size)
         + (f" ({unused} structures unused)" if unused else ""),
         "self-energies (eV): "
         + ", ".join(f"{chemical_symbols[z]} {value:.6f}" for z, value in data.reference.self_energies.by_element.items()),

@@ -122,13 +122,6 @@ def length_of(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file at once or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def _decisive(experiment: Experiment) -> dict[str, Any]:
     flat = _flat(experiment.model_dump(), "")
     return {key: value for key, value in flat.items() if key in FIXED_RUNTIME_KEYS or not key.startswith(FREE_KEYS)}

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from modelforge import __version__
@@ -21,9 +21,10 @@ from modelforge.data.module import DataModule
 from modelforge.data.prepare import PreparedData, prepare
 from modelforge.evaluate import evaluate, write_predictions
 from modelforge.experiment import Experiment, LoadedExperiment, resolved_toml
+from modelforge.files import write_text
 from modelforge.model_file import FILE_NAME, TrainedPotential, save_potential
 from modelforge.report import data_summary, error_table, model_summary
-from modelforge.run_folder import RunFolder, length_of, write_text
+from modelforge.run_folder import RunFolder, length_of
 from modelforge.training.checkpoint import load_checkpoint
 from modelforge.training.compilation import StepCompiler
 from modelforge.training.display import LiveBar, PlainLines, RunLog, duration
@@ -47,6 +48,7 @@ class Run:
     module: DataModule
     task: TrainingTask
     keeper: RunKeeper
+    trainer: pl.Trainer
     log: RunLog
 
 
@@ -60,16 +62,18 @@ def train(loaded: LoadedExperiment, console: Console) -> Results:
         console.print(error_table(results))
         return results
     folder.create()
-    log = RunLog(console, folder.log)
+    trainer = build_trainer(experiment.runtime, experiment.training, folder=str(folder.path))
+    # Every process of a run comes through here; the first one speaks for all.
+    log = RunLog(console, folder.log) if trainer.is_global_zero else RunLog(Console(quiet=True), None)
     try:
-        run = set_up(loaded, folder, log)
+        run = set_up(loaded, folder, trainer, log)
         fit(run)
-        return finish(run) if rank_zero_only.rank == 0 else {}
+        return finish(run) if trainer.is_global_zero else {}
     finally:
         log.close()
 
 
-def set_up(loaded: LoadedExperiment, folder: RunFolder, log: RunLog) -> Run:
+def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log: RunLog) -> Run:
     """Data, model, task and keeper, as they were where a run resumes."""
     experiment = loaded.experiment
     training, runtime = experiment.training, experiment.runtime
@@ -79,48 +83,38 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, log: RunLog) -> Run:
     data = prepare(experiment.dataset, weights=weights_of(training.loss), split_file=folder.split)
     resolved = resolved_toml(experiment, loaded.origins)
     write_text(folder.experiment, resolved)
-    module = _data_module(experiment, data)
+    module = _data_module(experiment, data, trainer)
     model = build_model(experiment, data)
-    for line in (*data_summary(data), *model_summary(experiment, model, module.order().steps_per_epoch)):
+    steps_per_epoch = module.order().steps_per_epoch
+    for line in (*data_summary(data), *model_summary(experiment, model, steps_per_epoch)):
         log.line(line)
-    total_steps = total_steps_of(experiment, module.order().steps_per_epoch)
-    compiler = StepCompiler(
-        model, training.loss, mode=runtime.compile, total_steps=total_steps, refusal=reason_not_to_compile(runtime)
-    )
+    total_steps = total_steps_of(experiment, steps_per_epoch)
+    refusal = reason_not_to_compile(runtime, trainer.strategy.root_device)
+    compiler = StepCompiler(model, training.loss, mode=runtime.compile, total_steps=total_steps, refusal=refusal)
+    num_subsets = len(data.structures.subset_names)
     task = TrainingTask(
-        model,
-        training,
-        compiler,
-        steps_per_epoch=module.order().steps_per_epoch,
-        total_steps=total_steps,
-        num_subsets=len(data.structures.subset_names),
+        model, training, compiler, steps_per_epoch=steps_per_epoch, total_steps=total_steps, num_subsets=num_subsets
     )
     keeper = RunKeeper(training, folder.path, resolved, [])
     if folder.last_checkpoint.exists():
         checkpoint = load_checkpoint(folder.last_checkpoint)
         task.restore(checkpoint["task"])
         keeper.restore(checkpoint["keeper"])
-    return Run(experiment, resolved, folder, data, module, task, keeper, log)
+    return Run(experiment, resolved, folder, data, module, task, keeper, trainer, log)
 
 
 def fit(run: Run) -> None:
     """Train from where the run stands to its end; `Interrupted` if a signal asks to stop."""
-    task, runtime = run.task, run.experiment.runtime
+    task, training = run.task, run.experiment.training
     if task.steps >= task.total_steps:
         return
-    listeners, bar = _listeners(run)
-    run.keeper.listeners = listeners
-    trainer = build_trainer(
-        runtime,
-        run.experiment.training,
-        callbacks=[run.keeper],
-        num_stretches=num_stretches(task, run.experiment.training),
-        folder=str(run.folder.path),
-    )
-    next_stretch(run.module, task, run.experiment.training)
+    run.keeper.listeners, bar = _listeners(run)
+    run.trainer.callbacks.append(run.keeper)  # type: ignore[attr-defined]
+    run.trainer.fit_loop.max_epochs = num_stretches(task, training)
+    next_stretch(run.module, task, training)
     try:
         with run.keeper.listening_to_signals():
-            trainer.fit(task, datamodule=run.module)
+            run.trainer.fit(task, datamodule=run.module)
     finally:
         if bar is not None:
             bar.stop()
@@ -198,7 +192,7 @@ def _listeners(run: Run) -> tuple[list[Listener], LiveBar | None]:
     return ([lines, bar] if bar else [lines]), bar
 
 
-def _data_module(experiment: Experiment, data: PreparedData) -> DataModule:
+def _data_module(experiment: Experiment, data: PreparedData, trainer: pl.Trainer) -> DataModule:
     return DataModule(
         data,
         cutoff=experiment.potential.cutoff,
@@ -206,4 +200,6 @@ def _data_module(experiment: Experiment, data: PreparedData) -> DataModule:
         batch_size=experiment.training.batch_size,
         evaluation_batch_size=experiment.training.evaluation_batch_size,
         seed=experiment.runtime.seed,
+        rank=trainer.global_rank,
+        num_processes=trainer.world_size,
     )

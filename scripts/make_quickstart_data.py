@@ -113,9 +113,7 @@ def trajectory(molecule: str, *, temperature: int, seed: int, num_frames: int) -
         positions = np.round(atoms.positions - atoms.get_center_of_mass(), POSITION_DECIMALS)
         stretch = longest_bond_stretch(start, positions)
         if stretch > LONGEST_BOND:
-            raise RuntimeError(
-                f"{molecule} at {temperature} K has dissociated: a bond is {stretch:.2f} times its length"
-            )
+            raise RuntimeError(f"{molecule} at {temperature} K has dissociated: a bond is {stretch:.2f} times its length")
         yield Atoms(start.numbers, positions=positions)
 
 

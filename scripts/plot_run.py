@@ -1,6 +1,6 @@
 """Draw a run: learning curves from its metrics.csv, and predicted against reference forces and energies of a test set.
 
-    python scripts/plot_run.py RUN_FOLDER --set test --out figure.png
+python scripts/plot_run.py RUN_FOLDER --set test --out figure.png
 """
 
 import argparse
@@ -37,7 +37,10 @@ def draw_curves(axis: Axes, path: Path) -> None:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     minutes = [float(row["seconds"]) / 60 for row in rows]
-    for name, colour, label in (("train", TRAINING, "training, raw weights"), ("val", VALIDATION, "validation, averaged weights")):
+    for name, colour, label in (
+        ("train", TRAINING, "training, raw weights"),
+        ("val", VALIDATION, "validation, averaged weights"),
+    ):
         values = [float(row[f"{name}/forces_rmse_mev_per_angstrom"]) for row in rows]
         axis.semilogy(minutes, values, color=colour, label=label, linewidth=1.2)
     axis.set(xlabel="training time (min)", ylabel="force RMSE (meV/Å)", title="learning curve")

@@ -26,9 +26,7 @@ def structures_of(all_atoms: Sequence[Atoms]) -> Structures:
         cell=np.array([np.asarray(atoms.cell) for atoms in all_atoms]),
         periodic=np.array([atoms.pbc for atoms in all_atoms]),
         energy=np.array([atoms.info.get("energy", np.nan) for atoms in all_atoms], dtype=np.float64),
-        forces=np.concatenate(
-            [atoms.arrays.get("forces", nan) for atoms, nan in zip(all_atoms, nan_forces, strict=True)]
-        ),
+        forces=np.concatenate([atoms.arrays.get("forces", nan) for atoms, nan in zip(all_atoms, nan_forces, strict=True)]),
         stress=np.array([atoms.info.get("stress", np.full((3, 3), np.nan)) for atoms in all_atoms]),
         group=np.array([atoms.info.get("group", place) for place, atoms in enumerate(all_atoms)], dtype=np.int64),
         subset=np.array([names.index(name) for name in subsets], dtype=np.int64),

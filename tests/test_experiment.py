@@ -52,9 +52,7 @@ def test_the_last_override_counts() -> None:
 
 
 def test_paths_are_relative_to_where_they_are_written(tmp_path: Path) -> None:
-    text = (
-        '[potential]\nname = "painn"\n[dataset]\npath = ["a/*.xyz", "/b.xyz"]\n[dataset.split.files]\ntrain = "../c"\n'
-    )
+    text = '[potential]\nname = "painn"\n[dataset]\npath = ["a/*.xyz", "/b.xyz"]\n[dataset.split.files]\ntrain = "../c"\n'
     toy = load_toy(text, ["dataset.test_paths.hot=d.xyz"], path=Path("sub/x.toml")).section
     assert toy.dataset.path == (str(tmp_path / "sub/a/*.xyz"), "/b.xyz")
     assert toy.dataset.split.files == {"train": str(tmp_path / "c")}
@@ -217,9 +215,7 @@ def test_each_value_of_a_real_experiment_has_an_origin(tmp_path: Path) -> None:
     assert loaded.origins["training.batch_size"] == "--set"
     assert loaded.origins["potential.num_features"] == "x.toml:4"
     assert set(loaded.origins.values()) == {"--set", "default"} | {
-        f"x.toml:{number}"
-        for number, line in enumerate(EXAMPLE.splitlines(), 1)
-        if " = " in line and "batch" not in line
+        f"x.toml:{number}" for number, line in enumerate(EXAMPLE.splitlines(), 1) if " = " in line and "batch" not in line
     }
 
 

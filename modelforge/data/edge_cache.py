@@ -10,12 +10,12 @@ import time
 import zipfile
 from dataclasses import fields
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 
 from modelforge.atoms.neighbors import Edges, find_edges
 from modelforge.data.structures import Structures
+from modelforge.files import replacing
 
 VERSION = 1  # of the rules by which edges are found and sorted
 WORTH_KEEPING = 1.0  # seconds
@@ -59,16 +59,12 @@ def _keep(path: Path, edges: Edges) -> None:
     """Write at once or not at all; a full or read-only disk only means that edges are found again next time."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            try:
-                np.savez(
-                    file,
-                    num_edges=edges.num_edges,
-                    receivers=edges.receivers,
-                    senders=edges.senders,
-                    vectors=edges.vectors,
-                    reverse=edges.reverse,
-                )
-                os.replace(file.name, path)
-            except OSError:
-                os.unlink(file.name)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(
+                file,
+                num_edges=edges.num_edges,
+                receivers=edges.receivers,
+                senders=edges.senders,
+                vectors=edges.vectors,
+                reverse=edges.reverse,
+            )

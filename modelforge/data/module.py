@@ -22,10 +22,13 @@ class DataModule(pl.LightningDataModule):
         batch_size: int,
         evaluation_batch_size: int,
         seed: int,
+        rank: int = 0,
+        num_processes: int = 1,
     ) -> None:
         super().__init__()
         self.data, self.cutoff, self.dtype = data, cutoff, dtype
         self.batch_size, self.evaluation_batch_size, self.seed = batch_size, evaluation_batch_size, seed
+        self.rank, self.num_processes = rank, num_processes
         self.first_step = self.last_step = 0
         self.training = self.table(data.training)
         self.validation = self.table(data.validation)
@@ -36,8 +39,7 @@ class DataModule(pl.LightningDataModule):
 
     def order(self) -> BatchOrder:
         """The order of the training batches of this process."""
-        rank, num_processes = self._process()
-        return BatchOrder(len(self.training), self.batch_size, self.seed, rank, num_processes)
+        return BatchOrder(len(self.training), self.batch_size, self.seed, self.rank, self.num_processes)
 
     def train_dataloader(self) -> TrainingBatches:
         """The batches from `first_step` to `last_step`."""
@@ -45,12 +47,8 @@ class DataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> EvaluationBatches:
         """The validation set."""
-        rank, num_processes = self._process()
-        return EvaluationBatches(self.validation, self.evaluation_batch_size, rank=rank, num_processes=num_processes)
+        return EvaluationBatches(self.validation, self.evaluation_batch_size, rank=self.rank, num_processes=self.num_processes)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
         """A batch gathered on the device stays where it is."""
         return batch.to(device)
-
-    def _process(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -65,7 +65,7 @@ class EvaluationBatches:
     """All structures of a set in order; each process takes its share, none is seen twice."""
 
     def __init__(self, table: StructureTable, batch_size: int, *, rank: int = 0, num_processes: int = 1) -> None:
-        chosen = torch.arange(rank, len(table), num_processes)
+        chosen = torch.arange(len(table))[rank::num_processes]
         self.table, self.chosen = table, [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols
 
 from modelforge.data.batches import sum_of_constants
 from modelforge.data.reference import Reference, energies_of_isolated_atoms, isolated_atoms, reference_of
@@ -125,6 +125,8 @@ def _refuse_identical_atoms(structures: Structures) -> None:
 def _isolated_atoms(source: DataSource, structures: Structures) -> tuple[dict[int, float], Integers, tuple[str, ...]]:
     """Energies of isolated atoms, the structures that stay in the data set, and what was taken out of it."""
     section, everything = source.self_energies, np.arange(len(structures))
+    if section.source == "dataset":
+        return {atomic_numbers[symbol]: value for symbol, value in source.self_energy_table().items()}, everything, ()
     if section.source != "isolated_atoms":
         return {}, everything, ()
     if section.isolated_atoms_path:

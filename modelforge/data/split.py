@@ -5,8 +5,6 @@ S structures.
 """
 
 import hashlib
-import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +13,11 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from modelforge.atoms.self_energies import NUM_ATOMIC_NUMBERS
 from modelforge.data.sources.paths import expand_paths
 from modelforge.data.structures import Integers, Structures
 from modelforge.errors import UserError
+from modelforge.files import replacing
 from modelforge.section import CountOrZero, PathText, Problem, Section, SectionError
 
 SETS = ("train", "validation", "test")
@@ -95,6 +95,8 @@ def split(section: SplitSection, structures: Structures, usable: Integers) -> Sp
     else:
         order = usable if section.strategy == "blocks" else _stream(section.seed).permutation(usable)
         chosen = _cut(order, _sizes(section, len(usable)))
+    if section.strategy == "random":
+        chosen = _with_all_elements_in_training(structures, chosen)
     found = Split(*(np.sort(part) for part in chosen))
     remedy = "name other files" if section.strategy == "files" else "give it a larger share"
     for name in ("train", "validation"):
@@ -135,6 +137,39 @@ def _cut(order: Integers, sizes: tuple[int, ...]) -> list[Integers]:
     return np.split(order, np.cumsum(sizes))[:3]
 
 
+def _with_all_elements_in_training(structures: Structures, chosen: list[Integers]) -> list[Integers]:
+    """Exchange structures so that training has every element: a set cannot be predicted with elements never trained on.
+
+    The first structure with a missing element changes places with a training structure that is not needed for its own.
+    """
+    train, *others = (part.copy() for part in chosen)
+    known = np.bincount(_elements_of(structures, train), minlength=NUM_ATOMIC_NUMBERS) > 0
+    for other in others:
+        owner = np.repeat(np.arange(len(other)), structures.num_atoms[other])
+        for place in np.unique(owner[~known[_elements_of(structures, other)]]).tolist():
+            elements = _elements_of(structures, other[place : place + 1])
+            spare = None if known[elements].all() else _first_spare(structures, train)
+            if spare is not None:
+                train[spare], other[place] = other[place], train[spare]
+                known[elements] = True
+    return [train, *others]
+
+
+def _elements_of(structures: Structures, chosen: Integers) -> Integers:
+    return structures.atomic_numbers[structures.atoms_of(chosen)]
+
+
+def _first_spare(structures: Structures, train: Integers) -> int | None:
+    """The place of the first training structure whose elements all occur in others too."""
+    owner = np.repeat(np.arange(len(train)), structures.num_atoms[train])
+    pairs = np.unique(np.stack([owner, _elements_of(structures, train)]), axis=1)
+    how_often = np.bincount(pairs[1], minlength=NUM_ATOMIC_NUMBERS)
+    rarest = np.full(len(train), np.iinfo(np.int64).max)
+    np.minimum.at(rarest, pairs[0], how_often[pairs[1]])
+    spares = np.flatnonzero(rarest > 1)
+    return int(spares[0]) if len(spares) else None
+
+
 def _by_groups(section: SplitSection, groups: Integers, usable: Integers) -> list[Integers]:
     """Whole groups in random order until each set has its size; the last set takes what is left."""
     names, which, counts = np.unique(groups, return_inverse=True, return_counts=True)
@@ -166,11 +201,8 @@ def content_hash(structures: Structures) -> str:
 
 def save_split(path: Path, found: Split, data_hash: str) -> None:
     """Write the split with the hash of its data, at once or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, data_hash=np.array(data_hash), train=found.train, validation=found.validation, test=found.test)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, data_hash=np.array(data_hash), train=found.train, validation=found.validation, test=found.test)
 
 
 def load_split(path: Path, data_hash: str) -> Split:

@@ -1,12 +1,12 @@
 """Checkpoints: plain tensors and numbers, written at once or not at all, read without executing anything."""
 
-import os
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 
 from modelforge.errors import UserError
+from modelforge.files import replacing
 from modelforge.training.task import TaskState
 
 SCHEMA = 1
@@ -22,13 +22,9 @@ class Checkpoint(TypedDict):
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write through a temporary file, so that a reader finds the old or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write a checkpoint at once or not at all."""
+    with replacing(path) as temporary:
+        torch.save(checkpoint, temporary)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

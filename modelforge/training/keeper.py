@@ -5,7 +5,6 @@ A Lightning epoch is here the stretch from one validation to the next. What a si
 
 import csv
 import io
-import os
 import signal
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 
 from modelforge.data.module import DataModule
+from modelforge.files import write_text
 from modelforge.training.checkpoint import Checkpoint, save_checkpoint
 from modelforge.training.metrics import Errors, errors
 from modelforge.training.section import TrainingSection
@@ -277,9 +277,7 @@ class RunKeeper(pl.Callback):
         writer = csv.DictWriter(text, fieldnames=measured, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows({key: _short(value) for key, value in row.items()} for row in self.state.rows)
-        temporary = self.folder / "metrics.csv.tmp"
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-        os.replace(temporary, self.folder / "metrics.csv")
+        write_text(self.folder / "metrics.csv", text.getvalue())
 
 
 def next_stretch(data: DataModule, task: TrainingTask, section: TrainingSection) -> None:

@@ -57,7 +57,6 @@ def fits_compilation(batch: Batch) -> bool:
 
 def largest_difference(compiled: CompiledStep, batch: Batch, weights: Tensor) -> float:
     """Compiled against eager on a batch: loss, forces and weight gradients, relative to the largest value of each."""
-    pairs: list[tuple[Tensor, Tensor]] = []
     results = []
     for step in (compiled, compiled.eager):
         result = step(batch, weights)
@@ -65,8 +64,8 @@ def largest_difference(compiled: CompiledStep, batch: Batch, weights: Tensor) ->
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         results.append((result.loss.detach(), result.prediction.energy, result.prediction.forces.nan_to_num(), flat))
     pairs = list(zip(*results, strict=True))
-    scales = [expected.abs().max().clamp(min=1e-20) for _, expected in pairs]
-    return max(float((got - want).abs().max() / scale) for (got, want), scale in zip(pairs, scales, strict=True))
+    # The maximum of tensors is NaN where one of them is; that of numbers would pass over it.
+    return float(torch.stack([(got - want).abs().max() / want.abs().max().clamp(min=1e-20) for got, want in pairs]).max())
 
 
 class _WithGradients(torch.autograd.Function):

@@ -4,6 +4,7 @@ import logging
 import warnings
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -24,10 +25,8 @@ QUIET = (
 )
 
 
-def build_trainer(
-    runtime: RuntimeSection, training: TrainingSection, *, callbacks: list[pl.Callback], num_stretches: int, folder: str
-) -> pl.Trainer:
-    """A Trainer whose epochs are the stretches between validations; checkpoints and progress are the callbacks'."""
+def build_trainer(runtime: RuntimeSection, training: TrainingSection, *, folder: str) -> pl.Trainer:
+    """A Trainer whose epochs are the stretches between validations; checkpoints and progress are left to callbacks."""
     _quieten()
     try:
         return pl.Trainer(
@@ -37,9 +36,8 @@ def build_trainer(
             strategy=runtime.strategy,
             # In double precision model and data are float64 from the start, so there is nothing for Lightning to convert.
             precision="32-true" if runtime.precision == "64-true" else runtime.precision,
-            callbacks=callbacks,
             logger=TensorBoardLogger(folder, name="tensorboard", version="") if runtime.tensorboard else False,
-            max_epochs=num_stretches,
+            max_epochs=1,  # until it is known how many stretches there are
             accumulate_grad_batches=training.accumulate_batches,
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
@@ -54,12 +52,12 @@ def build_trainer(
         raise UserError(f"runtime: Lightning cannot build a trainer for these settings: {error}") from error
 
 
-def reason_not_to_compile(runtime: RuntimeSection) -> str | None:
+def reason_not_to_compile(runtime: RuntimeSection, device: torch.device) -> str | None:
     """Why a step with these settings runs eagerly, or None."""
     if runtime.precision not in ("32-true", "64-true"):
         return f'runtime.precision = "{runtime.precision}" is not compiled, only "32-true" and "64-true"'
-    if runtime.accelerator == "mps":
-        return "there is no compiler for accelerator mps"
+    if device.type not in ("cpu", "cuda"):
+        return f"there is no compiler for accelerator {device.type}"
     return None
 
 

@@ -112,9 +112,15 @@ def slab_without_third_vector() -> Atoms:
 
 SHAPES = {
     "slab whose third vector is zero": slab_without_third_vector(),
-    "chain whose other vectors are zero": Atoms("CH", [[0, 0, 0], [0.7, 0.9, 0.1]], cell=[[1.3, 0.2, 0], [0, 0, 0], [0, 0, 0]], pbc=(1, 0, 0)),
-    "chain along the second vector": Atoms("CH", [[0, 0, 0], [9, 7, 5]], cell=[[0, 0, 0], [0, 2.1, 1], [0, 0, 0]], pbc=(0, 1, 0)),
-    "chain with a vector that is not periodic": Atoms("C", [[0, 0, 0]], cell=[[1.5, 0, 0], [0.2, 1, 0], [0, 0, 1]], pbc=(1, 0, 0)),
+    "chain whose other vectors are zero": Atoms(
+        "CH", [[0, 0, 0], [0.7, 0.9, 0.1]], cell=[[1.3, 0.2, 0], [0, 0, 0], [0, 0, 0]], pbc=(1, 0, 0)
+    ),
+    "chain along the second vector": Atoms(
+        "CH", [[0, 0, 0], [9, 7, 5]], cell=[[0, 0, 0], [0, 2.1, 1], [0, 0, 0]], pbc=(0, 1, 0)
+    ),
+    "chain with a vector that is not periodic": Atoms(
+        "C", [[0, 0, 0]], cell=[[1.5, 0, 0], [0.2, 1, 0], [0, 0, 1]], pbc=(1, 0, 0)
+    ),
     "cell shorter than the cutoff": bulk("Cu", "fcc", a=3.0),
     "thin and long cell": Atoms("He2", [[0, 0, 0], [0, 0, 11.0]], cell=[1.1, 6, 24], pbc=True),
     "left-handed cell": Atoms("He2", [[0, 0, 0], [1, 2, 1.0]], cell=[[0, 3, 0], [3, 0, 0.5], [0, 0.4, 3]], pbc=True),

@@ -45,7 +45,7 @@ def read_text(folder: Path, text: str, **options: str) -> Structures:
 def read_text_with_report(folder: Path, text: str, **options: str) -> Reading:
     path = folder / "x.xyz"
     path.write_text(text, newline="")
-    return ExtendedXYZ(path="x.xyz", **options).read_with_report([path])
+    return ExtendedXYZ(path="x.xyz", **options).read_files([path])
 
 
 def message_for(folder: Path, text: str, **options: str) -> str:
@@ -79,7 +79,7 @@ def assert_same(ours: np.ndarray, theirs: np.ndarray | float | None) -> None:
 @pytest.mark.parametrize("name", SHARED_FILES)
 def test_reads_what_ase_reads(shared_data: Path, name: str) -> None:
     section = ExtendedXYZ(path=name, **SHARED_FILES[name])
-    structures = section.read([shared_data / name])
+    structures = section.read_files([shared_data / name]).structures
     frames = ase.io.read(shared_data / name, ":")
     assert len(structures) == len(frames)
     for index, atoms in enumerate(frames):
@@ -323,12 +323,12 @@ def test_groups_have_the_names_of_the_files_across_files(tmp_path: Path) -> None
     first, second = tmp_path / "a.xyz", tmp_path / "b.xyz"
     first.write_text(with_header("molecule=x") + with_header("") + with_header("molecule=y"))
     second.write_text(with_header("molecule=y") + with_header('molecule="x"') + with_header(""))
-    reading = ExtendedXYZ(path="*", group_key="molecule").read_with_report([first, second])
+    reading = ExtendedXYZ(path="*", group_key="molecule").read_files([first, second])
     assert reading.structures.group.tolist() == [0, 1, 2, 2, 0, 3]
     assert reading.structures.file.tolist() == [0, 0, 0, 1, 1, 1]
     assert reading.structures.index_in_file.tolist() == [0, 1, 2, 0, 1, 2]
     assert reading.report.origin("group_key").num_carriers == 4
-    assert ExtendedXYZ(path="*").read([first, second]).group.tolist() == [0, 1, 2, 3, 4, 5]
+    assert ExtendedXYZ(path="*").read_files([first, second]).structures.group.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_subsets_are_named_by_the_config_type(tmp_path: Path) -> None:
@@ -446,21 +446,21 @@ def test_compressed_files_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "x.xyz.gz"
     path.write_bytes(b"\x1f\x8b\x08\x00")
     with pytest.raises(UserError, match=re.escape("(got gzip data; unpack it first)")):
-        ExtendedXYZ(path="x").read([path])
+        ExtendedXYZ(path="x").read_files([path])
 
 
 def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.xyz"
     path.write_bytes("1\nProperties=tag:S:1:species:S:1:pos:R:3\nà H 0 0 0\n".encode("latin1"))
     with pytest.raises(UserError, match=re.escape("x.xyz:3: must be text in UTF-8")):
-        ExtendedXYZ(path="x").read([path])
+        ExtendedXYZ(path="x").read_files([path])
 
 
 def test_folders_and_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"must be an extended-XYZ file \(got a folder\)"):
-        ExtendedXYZ(path="x").read([tmp_path])
+        ExtendedXYZ(path="x").read_files([tmp_path])
     with pytest.raises(UserError, match="there is no such file"):
-        ExtendedXYZ(path="x").read([tmp_path / "x.xyz"])
+        ExtendedXYZ(path="x").read_files([tmp_path / "x.xyz"])
 
 
 def test_a_virial_is_not_taken_for_a_stress() -> None:

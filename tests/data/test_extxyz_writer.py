@@ -53,7 +53,7 @@ def assert_equal(first: Structures, second: Structures, *, but: tuple[str, ...] 
 def test_structures_read_back_to_the_same_bits(tmp_path: Path) -> None:
     structures = random_structures()
     write_extxyz(tmp_path / "x.xyz", structures)
-    assert_equal(READER.read([tmp_path / "x.xyz"]), structures)
+    assert_equal(READER.read_files([tmp_path / "x.xyz"]).structures, structures)
 
 
 def test_predictions_read_back_to_the_same_bits(tmp_path: Path) -> None:
@@ -66,8 +66,8 @@ def test_predictions_read_back_to_the_same_bits(tmp_path: Path) -> None:
         predicted_stress=predicted.stress,
     )
     expected = replace(structures, energy=predicted.energy, forces=predicted.forces, stress=predicted.stress)
-    assert_equal(READER.read([tmp_path / "x.xyz"]), structures)
-    assert_equal(PREDICTIONS.read([tmp_path / "x.xyz"]), expected)
+    assert_equal(READER.read_files([tmp_path / "x.xyz"]).structures, structures)
+    assert_equal(PREDICTIONS.read_files([tmp_path / "x.xyz"]).structures, expected)
 
 
 def test_missing_labels_are_left_out(tmp_path: Path) -> None:
@@ -79,9 +79,7 @@ def test_missing_labels_are_left_out(tmp_path: Path) -> None:
 
 def test_ase_reads_the_same_bits(tmp_path: Path) -> None:
     structures = random_structures()
-    write_extxyz(
-        tmp_path / "x.xyz", structures, predicted_energy=structures.energy, predicted_forces=2 * structures.forces
-    )
+    write_extxyz(tmp_path / "x.xyz", structures, predicted_energy=structures.energy, predicted_forces=2 * structures.forces)
     frames = ase.io.read(tmp_path / "x.xyz", ":")
     assert len(frames) == 3
     for index, atoms in enumerate(frames):
@@ -99,15 +97,13 @@ def test_ase_reads_the_same_bits(tmp_path: Path) -> None:
     assert molecule.info["config_type"] == structures.subset_names[2]
 
 
-def test_the_size_of_the_pieces_changes_nothing(
-    tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    structures = READER.read([shared_data / "periodic/alexandria-random-1k.xyz"])
+def test_the_size_of_the_pieces_changes_nothing(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    structures = READER.read_files([shared_data / "periodic/alexandria-random-1k.xyz"]).structures
     write_extxyz(tmp_path / "whole.xyz", structures, predicted_forces=structures.forces)
     monkeypatch.setattr(extxyz_writer, "ATOMS_AT_A_TIME", 70)
     write_extxyz(tmp_path / "pieces.xyz", structures, predicted_forces=structures.forces)
     assert (tmp_path / "whole.xyz").read_bytes() == (tmp_path / "pieces.xyz").read_bytes()
-    assert_equal(READER.read([tmp_path / "whole.xyz"]), structures)
+    assert_equal(READER.read_files([tmp_path / "whole.xyz"]).structures, structures)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:

@@ -149,9 +149,7 @@ def test_isolated_atoms_of_a_published_set_give_its_self_energies(shared_data: P
 
 def test_acetylacetone_with_its_isolated_atoms_is_bound_and_shifted(shared_data: Path):
     """One composition: nothing could be fitted, yet all self-energies have a meaning."""
-    section = SelfEnergiesSection(
-        source="isolated_atoms", isolated_atoms_path=str(shared_data / "acac" / "isolated_atoms.xyz")
-    )
+    section = SelfEnergiesSection(source="isolated_atoms", isolated_atoms_path=str(shared_data / "acac" / "isolated_atoms.xyz"))
     source = ExtendedXYZ(path=(str(shared_data / "acac" / "train_300K.xyz"),), self_energies=section)
     data = prepare(source, weights=WEIGHTS)
     assert data.reference.self_energies.fitted == ()

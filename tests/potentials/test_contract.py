@@ -178,7 +178,9 @@ def test_forces_are_minus_the_slope_of_the_energy(model, atoms):
 
 
 def test_stress_is_the_slope_of_the_energy_by_strain_per_volume(model):
-    strains = [0.5 * (np.eye(3)[:, [a]] @ np.eye(3)[[b]] + np.eye(3)[:, [b]] @ np.eye(3)[[a]]) for a in range(3) for b in range(3)]
+    strains = [
+        0.5 * (np.eye(3)[:, [a]] @ np.eye(3)[[b]] + np.eye(3)[:, [b]] @ np.eye(3)[[a]]) for a in range(3) for b in range(3)
+    ]
     energies = [predict(model, *(strained(CRYSTAL, s * STEP * strain) for strain in strains)).energy for s in (1, -1)]
     slope = (energies[0] - energies[1]).reshape(3, 3) / (2 * STEP)
     assert_close(predict(model, CRYSTAL).stress[0], slope / CRYSTAL.get_volume(), relative=FINITE_DIFFERENCE)
@@ -252,9 +254,7 @@ def trimer(distance: float) -> Atoms:
 
 
 def test_energy_does_not_jump_at_the_cutoff_in_value_and_slope(model):
-    near, before, after, far = (
-        predict(model, trimer(CUTOFF + shift)) for shift in (-1.0, -CUTOFF_MARGIN, CUTOFF_MARGIN, 1.0)
-    )
+    near, before, after, far = (predict(model, trimer(CUTOFF + shift)) for shift in (-1.0, -CUTOFF_MARGIN, CUTOFF_MARGIN, 1.0))
     interaction, force = float((near.energy - far.energy).abs()), float((near.forces - far.forces).abs().max())
     assert interaction > 1e-4
     assert abs(float(before.energy - after.energy)) < JUMP * interaction

@@ -138,9 +138,7 @@ def test_what_was_not_measured_is_none_and_not_zero():
     batch = batch_of([unlabelled], cutoff=3.0)
     sums.update(Prediction(torch.zeros(1), torch.zeros(3, 3), torch.full((1, 3, 3), torch.nan)), batch)
     found = errors(sums)
-    assert {name for name, value in found.items() if value is None} == {
-        name for name in found if not name.startswith("num_")
-    }
+    assert {name for name, value in found.items() if value is None} == {name for name in found if not name.startswith("num_")}
     assert found["num_energy_labels"] == found["num_force_components"] == found["num_stress_components"] == 0
     assert found["num_structures"] == 1
     assert errors_by_element(sums) == {}

@@ -216,7 +216,9 @@ def test_only_matrices_decay():
         torch.testing.assert_close(weight.detach(), expected)
 
 
-@pytest.mark.parametrize("section", [AdamSection(), AdamWSection(), AdamSection(amsgrad=True)], ids=["adam", "adamw", "amsgrad"])
+@pytest.mark.parametrize(
+    "section", [AdamSection(), AdamWSection(), AdamSection(amsgrad=True)], ids=["adam", "adamw", "amsgrad"]
+)
 def test_adam_is_its_published_formula(section: AdamSection | AdamWSection):
     """Kingma and Ba, algorithm 1; with amsgrad the largest mean square so far."""
     model = nn.Linear(3, 1, bias=False).double()

@@ -10,6 +10,12 @@ from modelforge.data.sources.source import DataSource
 
 FOLDER = Path(__file__).parent / "quickstart"
 TESTS = ("test_300K", "test_600K")
+ISOLATED_ATOMS = {  # GFN2-xTB, tblite 0.8.0, multiplicities 2, 3, 4 and 3, eV
+    "H": -10.707211383283003,
+    "C": -48.79807984748428,
+    "N": -70.90808716403144,
+    "O": -102.5218071447532,
+}
 FORMAT = ExtendedXYZ(path=(str(FOLDER / "train.xyz"),))
 
 
@@ -17,6 +23,10 @@ class Quickstart(DataSource):
     """The data set that comes with modelforge: 480 structures to train on, 100 each to test at 300 K and 600 K."""
 
     name: Literal["quickstart"]
+
+    def self_energy_table(self) -> dict[str, float]:
+        """Energies of isolated atoms in their ground states, from the same programme."""
+        return dict(ISOLATED_ATOMS)
 
     def read(self) -> Reading:
         """The 480 structures."""

@@ -59,10 +59,7 @@ def read_groups(frames: Frames, key: str, groups: dict[str | int, int]) -> Integ
     A frame without a group name gets a number of its own, whose name is the number.
     """
     return np.array(
-        [
-            groups.setdefault(unquoted(header[key]) if key in header else len(groups), len(groups))
-            for header in frames.headers
-        ]
+        [groups.setdefault(unquoted(header[key]) if key in header else len(groups), len(groups)) for header in frames.headers]
     )
 
 

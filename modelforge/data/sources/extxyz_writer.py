@@ -5,7 +5,6 @@ Numbers are written with all their digits, so that reading gives the same bits a
 Legend: S structures, N atoms of all of them.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from modelforge.data.sources.extxyz_header import SPECIAL
 from modelforge.data.structures import Floats, Structures
+from modelforge.files import replacing
 
 ATOMS_AT_A_TIME = 50_000
 
@@ -57,13 +57,8 @@ def write_extxyz(
     if predicted_forces is not None:
         assert predicted_forces.shape == structures.forces.shape
         of_atoms.append(Extra("predicted_forces", predicted_forces))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(frame_texts(structures, of_structures, of_atoms))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(frame_texts(structures, of_structures, of_atoms))
 
 
 def frame_texts(structures: Structures, of_structures: list[Extra], of_atoms: list[Extra]) -> Iterator[str]:

@@ -16,6 +16,10 @@ class DataSource(Section, ABC):
     split: SplitSection = SplitSection()
     self_energies: SelfEnergiesSection = SelfEnergiesSection()
 
+    def self_energy_table(self) -> dict[str, float]:
+        """Self-energies in eV by element symbol that come with the data, for source "dataset"; empty where none do."""
+        return {}
+
     @abstractmethod
     def read(self) -> Reading:
         """The structures that are split into training, validation and test."""

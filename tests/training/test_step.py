@@ -1,0 +1,232 @@
+"""The compiled step against the eager one, the ways back to eager, and that a step never waits for the device."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from ase import Atoms
+from made_structures import batch_of, cluster, crystal, labelled
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from modelforge.atoms.graph import Batch
+from modelforge.potentials.energy_model import EnergyModel
+from modelforge.potentials.schnet import SchNetSection
+from modelforge.training import compilation
+from modelforge.training.compilation import EAGER_STEPS, WORTH_STEPS, StepCompiler
+from modelforge.training.eager_step import EagerStep, StepResult
+from modelforge.training.loss import LossSection
+from modelforge.training.section import TrainingSection
+from modelforge.training.step import TOLERANCE, CompiledStep, fits_compilation, largest_difference
+from modelforge.training.task import TrainingTask
+
+CUTOFF = 3.0
+LOSS = LossSection(stress_weight=0.1)
+SIZES = (2, 3, 4, 7)  # structures; the compiler must not take any of them for a case of its own
+DTYPES = {torch.float64: "aot_eager", torch.float32: "inductor"}  # which back end compiles; tracing is the same for both
+
+
+def small_model(dtype: torch.dtype) -> EnergyModel:
+    section = SchNetSection(name="schnet", cutoff=CUTOFF, num_features=4, num_layers=1, num_radial=5)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return EnergyModel(section.build((1, 6, 8)), scale=1.3).to(dtype).train()
+
+
+def batch(num_structures: int, dtype: torch.dtype) -> Batch:
+    """Molecules, crystals and an isolated atom, some labels missing; enough atoms for the compiler's larger kernels."""
+    made: list[Atoms] = []
+    for seed in range(num_structures):
+        make = crystal if seed % 2 else cluster
+        made.append(labelled(make(24 + 3 * seed, (1, 6, 8), seed=seed), seed=seed))
+    made[-1] = labelled(Atoms("O"), seed=9) if num_structures > 3 else made[-1]
+    del made[0].info["energy"]
+    return batch_of(made, cutoff=CUTOFF, dtype=dtype)
+
+
+def weights(dtype: torch.dtype) -> Tensor:
+    return torch.tensor([1.0, 100.0, 0.1], dtype=dtype)
+
+
+@pytest.fixture(scope="session", params=DTYPES, ids=str)
+def compiled(request) -> Iterator[CompiledStep]:
+    dtype = request.param
+    real = torch.compile
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda graph, **options: real(graph, backend=DTYPES[dtype], **options))
+        yield CompiledStep(small_model(dtype), LOSS, batch(4, dtype), weights(dtype))
+
+
+@pytest.mark.parametrize("num_structures", SIZES)
+def test_the_compiled_step_agrees_with_the_eager_one(compiled: CompiledStep, num_structures: int):
+    dtype = compiled.parameters[0].dtype
+    sample = batch(num_structures, dtype)
+    assert fits_compilation(sample)
+    assert largest_difference(compiled, sample, weights(dtype)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("num_structures", SIZES)
+def test_loss_terms_predictions_and_gradients_agree_one_by_one(compiled: CompiledStep, num_structures: int):
+    dtype = compiled.parameters[0].dtype
+    sample = batch(num_structures, dtype)
+    results = [step(sample, weights(dtype)) for step in (compiled, compiled.eager)]
+    gradients = [torch.autograd.grad(3 * result.loss, compiled.parameters) for result in results]
+    pairs = [(result.loss, result.terms, *vars(result.prediction).values()) for result in results]
+    for got, expected in zip((*pairs[0], *gradients[0]), (*pairs[1], *gradients[1]), strict=True):
+        size = expected.detach().nan_to_num().abs().max().clamp(min=1e-6)
+        torch.testing.assert_close(got / size, expected / size, rtol=0, atol=TOLERANCE[dtype], equal_nan=True)
+
+
+def test_new_weights_reach_the_compiled_step(compiled: CompiledStep):
+    """It must read the weights, not a copy of them from the time when it was compiled."""
+    dtype = compiled.parameters[0].dtype
+    sample = batch(3, dtype)
+    before = float(compiled(sample, weights(dtype)).loss.detach())
+    with torch.no_grad():
+        for weight in compiled.parameters:
+            weight += 0.05
+    assert float(compiled(sample, weights(dtype)).loss.detach()) != pytest.approx(before, rel=1e-3)
+    assert largest_difference(compiled, sample, weights(dtype)) < TOLERANCE[dtype]
+
+
+def test_other_term_weights_reach_the_compiled_step(compiled: CompiledStep):
+    dtype = compiled.parameters[0].dtype
+    sample, other = batch(3, dtype), torch.tensor([7.0, 0.0, 2.0], dtype=dtype)
+    got, expected = (float(step(sample, other).loss.detach()) for step in (compiled, compiled.eager))
+    assert got == pytest.approx(expected, rel=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("atoms", [[Atoms("O")], [Atoms("O"), Atoms("H")], [cluster(5, (1, 6), seed=0)]])
+def test_batches_that_cannot_be_compiled_run_eagerly(compiled: CompiledStep, atoms: list[Atoms]):
+    dtype = compiled.parameters[0].dtype
+    sample = batch_of([labelled(one, seed=0) for one in atoms], cutoff=CUTOFF, dtype=dtype)
+    assert not fits_compilation(sample)
+    got, expected = (step(sample, weights(dtype)).loss for step in (compiled, compiled.eager))
+    assert torch.equal(got, expected)
+
+
+# The ways back to eager
+
+
+def compiler_with(monkeypatch: pytest.MonkeyPatch, replacement: object, **options: object) -> tuple[StepCompiler, list[str]]:
+    monkeypatch.setattr(compilation, "CompiledStep", replacement)
+    arguments = {"mode": True, "total_steps": 10, **options}
+    compiler = StepCompiler(small_model(torch.float64), LOSS, **arguments)  # type: ignore[arg-type]
+    messages: list[str] = []
+    compiler.tell = messages.append
+    return compiler, messages
+
+
+def distorted(change: str) -> type:
+    """An eager step in the place of a compiled one, with one of its results changed."""
+
+    class Distorted:
+        def __init__(self, model: EnergyModel, loss: LossSection, sample: Batch, weights: Tensor) -> None:
+            self.eager, self.parameters = EagerStep(model, loss), list(model.parameters())
+
+        def __call__(self, sample: Batch, weights: Tensor) -> StepResult:
+            result = self.eager(sample, weights)
+            loss = result.loss * 1.01 if change == "loss" else result.loss
+            if change == "nan gradients":
+                loss = loss + (0.0 * self.parameters[0].sum()).sqrt()
+            return StepResult(loss, result.terms, result.prediction)
+
+    return Distorted
+
+
+def fails(*arguments: object) -> CompiledStep:
+    raise RuntimeError("no compiler here\nmany lines more")
+
+
+def test_a_compiled_step_that_agrees_is_taken(monkeypatch):
+    compiler, messages = compiler_with(monkeypatch, distorted("nothing"))
+    step = compiler.step(0, batch(2, torch.float64), weights(torch.float64))
+    assert step is compiler.compiled
+    assert "agree with eager" in messages[0]
+
+
+def test_a_compiler_that_raises_leaves_eager_steps_and_the_reason(monkeypatch):
+    compiler, messages = compiler_with(monkeypatch, fails)
+    for number in range(3):
+        assert compiler.step(number, batch(2, torch.float64), weights(torch.float64)) is compiler.eager
+    assert messages == ["not compiled, eager steps go on: RuntimeError: no compiler here"]
+
+
+@pytest.mark.parametrize(("change", "reason"), [("loss", "1.0e-02"), ("nan gradients", "nan")])
+def test_a_compiled_step_that_differs_is_dropped_with_the_reason(monkeypatch, change: str, reason: str):
+    compiler, messages = compiler_with(monkeypatch, distorted(change))
+    assert compiler.step(0, batch(2, torch.float64), weights(torch.float64)) is compiler.eager
+    assert compiler.compiled is None
+    assert messages == [f"not compiled, eager steps go on: the compiled step differs from the eager one by {reason} (relative)"]
+
+
+def test_a_refusal_is_told_once_and_only_to_those_who_asked(monkeypatch):
+    sample = batch(2, torch.float64)
+    for mode, expected in ((True, ["not compiled: no compiler for this"]), ("auto", []), (False, [])):
+        compiler, messages = compiler_with(
+            monkeypatch, fails, mode=mode, refusal="no compiler for this", total_steps=WORTH_STEPS
+        )
+        for number in range(2):
+            assert compiler.step(number, sample, weights(torch.float64)) is compiler.eager
+        assert messages == expected
+
+
+def test_short_runs_and_runs_told_not_to_are_not_compiled(monkeypatch):
+    for options in ({"mode": "auto", "total_steps": WORTH_STEPS - 1}, {"mode": False, "total_steps": 10**6}):
+        compiler, messages = compiler_with(monkeypatch, distorted("nothing"), **options)
+        for number in (0, EAGER_STEPS, EAGER_STEPS + 1):
+            assert compiler.step(number, batch(2, torch.float64), weights(torch.float64)) is compiler.eager
+        assert messages == []
+
+
+def test_a_long_run_switches_at_a_fixed_step(monkeypatch):
+    """However long the other process takes: the same run gives the same bits."""
+    compiler, messages = compiler_with(monkeypatch, distorted("nothing"), mode="auto", total_steps=WORTH_STEPS)
+    started: list[int] = []
+    monkeypatch.setattr(compiler, "_start_helper", lambda *arguments: started.append(1))
+    for number in (0, 1, EAGER_STEPS - 1):
+        assert compiler.step(number, batch(2, torch.float64), weights(torch.float64)) is compiler.eager
+    assert started
+    assert compiler.step(EAGER_STEPS, batch(2, torch.float64), weights(torch.float64)) is compiler.compiled
+
+
+def test_a_batch_that_cannot_be_compiled_leaves_the_decision_to_the_next(monkeypatch):
+    compiler, messages = compiler_with(monkeypatch, distorted("nothing"))
+    lonely = batch_of([labelled(Atoms("O"), seed=0)], cutoff=CUTOFF)
+    assert compiler.step(0, lonely, weights(torch.float64)) is compiler.eager
+    assert messages == []
+    assert compiler.step(1, batch(2, torch.float64), weights(torch.float64)) is compiler.compiled
+
+
+# Waiting for the device
+
+WAITS = ("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::unique_dim", "aten::_unique2")
+
+
+def test_a_training_step_never_waits_for_the_device():
+    """Loss, gradients, clipping, optimizer, average and error sums: nothing reads a number back."""
+    model = small_model(torch.float32)
+    task = TrainingTask(
+        model,
+        TrainingSection(loss=LOSS),
+        StepCompiler(model, LOSS, mode=False, total_steps=10),
+        steps_per_epoch=10,
+        total_steps=10,
+    )
+    task.configure_optimizers()
+    sample = batch(3, torch.float32)
+
+    def step() -> None:
+        task.optimizer.zero_grad()
+        task.training_step(sample, 0).backward()
+        task.configure_gradient_clipping(task.optimizer)
+        task.learning_rate.set_for(task.optimizer_steps)
+        task.optimizer.step()
+        task.average.update()
+
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        step()
+    counts = {event.key: event.count for event in recorded.key_averages()}
+    assert counts["aten::embedding_bag" if "aten::embedding_bag" in counts else "aten::_embedding_bag"] > 0
+    assert {name: counts[name] for name in WAITS if name in counts} == {}
