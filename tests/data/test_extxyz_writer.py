@@ -72,7 +72,7 @@ def test_predictions_read_back_to_the_same_bits(tmp_path: Path) -> None:
 
 def test_missing_labels_are_left_out(tmp_path: Path) -> None:
     write_extxyz(tmp_path / "x.xyz", random_structures(), predicted_energy=np.array([1.0, 2.0, np.nan]))
-    report = READER.read_with_report([tmp_path / "x.xyz"]).report
+    report = READER.read_files([tmp_path / "x.xyz"]).report
     assert report.header_keys == {"config_type": 2, "energy": 2, "stress": 1, "predicted_energy": 2}
     assert report.columns == {"forces": 2}
 
