@@ -108,7 +108,7 @@ def is_determined(self_energies: SelfEnergies, counts: Floats) -> NDArray[np.boo
 
 
 def implausible(interaction: Floats, num_atoms: NDArray[np.int64]) -> int | None:
-    """The structure (S,) whose energy per atom without self-energies is farthest out, if the median is implausible.
+    """A typical structure (S,), the one nearest the median energy per atom without self-energies, if that is implausible.
 
     The median decides, so that a few odd structures stop nothing, while self-energies of another method do.
     """

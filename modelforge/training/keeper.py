@@ -172,26 +172,41 @@ class RunKeeper(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Act on signals and on the time limit."""
+        """Show the step; act on signals and on the time limit."""
         task = _task(pl_module)
         self._stretch_seconds += time.perf_counter() - self._step_begun
         self._stretch_structures += batch.graph.num_structures * trainer.world_size
         for listener in self.listeners:
             listener.stepped(step=task.steps)
-        if not self._time_to_look(trainer, task):
-            return
-        if self._agreed(trainer, self._stop_signal is not None):
+        if self._time_to_look(trainer, task) and self._asked_to_stop(trainer):
             self.save(trainer, task)
-            name = signal.Signals(self._stop_signal).name if self._stop_signal else "signal to another process"
-            raise Interrupted(f"{name} at step {task.steps}")
+            raise self._interruption(task)
+
+    def _time_to_look(self, trainer: pl.Trainer, task: TrainingTask) -> bool:
+        """Whether to look at signals and clock: at steps from which a resumed run goes on with the same bits.
+
+        Not where a validation follows, which looks itself; not with gradients half summed up; and seldom where processes
+        have to agree.
+        """
+        data = _data(trainer)
+        optimizer_steps, half_summed_up = divmod(task.steps - data.first_step, self.section.accumulate_batches)
+        if half_summed_up or task.steps >= data.last_step:
+            return False
+        return trainer.world_size == 1 or optimizer_steps % STEPS_BETWEEN_AGREEMENTS == 0
+
+    def _asked_to_stop(self, trainer: pl.Trainer) -> bool:
+        """Whether a signal came; the time limit lets the trainer come to an end of its own."""
+        if self._agreed(trainer, self._stop_signal is not None):
+            return True
         limit = self.section.seconds
         if limit is not None and self._agreed(trainer, self.seconds > limit) and not trainer.should_stop:
             self.reason = f"max_time ({self.section.max_time}) reached"
             trainer.should_stop = True
+        return False
 
-    def _time_to_look(self, trainer: pl.Trainer, task: TrainingTask) -> bool:
-        """Whether to look at signals and clock: after each step, but seldom where processes have to agree on it."""
-        return trainer.world_size == 1 or task.steps % STEPS_BETWEEN_AGREEMENTS == 0
+    def _interruption(self, task: TrainingTask) -> Interrupted:
+        name = signal.Signals(self._stop_signal).name if self._stop_signal else "signal to another process"
+        return Interrupted(f"{name} at step {task.steps}")
 
     def _agreed(self, trainer: pl.Trainer, wish: bool) -> bool:
         """Whether any process wishes it; the same answer on all, so that none waits for one that has left."""
@@ -215,6 +230,8 @@ class RunKeeper(pl.Callback):
         self.save(trainer, task, best=validation.is_best)
         for listener in self.listeners:
             listener.validated(validation)
+        if task.steps < task.total_steps and self._asked_to_stop(trainer) and not trainer.should_stop:
+            raise self._interruption(task)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hand out the next stretch of batches."""

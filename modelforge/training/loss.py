@@ -87,8 +87,7 @@ def _forces_sums(section: LossSection, prediction: Prediction, labels: Labels, g
 
 def _stress_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
     factor = (graph.volume / atoms_per_structure(graph).sqrt())[:, None, None]
-    # Without a volume the label is NaN, hence masked; the factor of the prediction is not, as NaN times 0 is a NaN gradient.
-    errors, known = _masked(prediction.stress * factor.nan_to_num(), labels.stress * factor)
+    errors, known = _masked(prediction.stress * factor, labels.stress * factor)
     return _sums(_function(section, errors), known)
 
 

@@ -1,5 +1,9 @@
 """The order of batches: every structure once an epoch, a function of seed and step alone, shared by processes."""
 
+from collections.abc import Iterable
+from itertools import chain
+from typing import TypeVar
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +13,13 @@ from made_structures import structures_of
 from modelforge.data.batches import structure_table
 from modelforge.data.order import BatchOrder, EvaluationBatches, TrainingBatches
 
+T = TypeVar("T")
 NUM = 23
 TABLE = structure_table(structures_of([Atoms("H")] * NUM), cutoff=1.0, self_energies=np.zeros(119), dtype=torch.float32)
+
+
+def chained(parts: Iterable[list[T]]) -> list[T]:
+    return list(chain.from_iterable(parts))
 
 
 def indices(order: BatchOrder, first_step: int, last_step: int) -> list[list[int]]:
@@ -26,7 +35,7 @@ def test_every_structure_comes_once_an_epoch(batch_size: int):
     for epoch in range(3):
         steps = order.steps_per_epoch
         batches = indices(order, epoch * steps, (epoch + 1) * steps)
-        assert sorted(sum(batches, [])) == list(range(NUM))
+        assert sorted(chained(batches)) == list(range(NUM))
         assert all(len(batch) == min(batch_size, NUM) for batch in batches[:-1])
 
 
@@ -48,8 +57,8 @@ def test_a_stretch_may_span_several_epochs():
     order = BatchOrder(NUM, 4, seed=0)
     steps = order.steps_per_epoch
     whole = indices(order, 0, 3 * steps)
-    assert sorted(sum(whole, [])) == sorted([*range(NUM)] * 3)
-    assert whole == sum((indices(order, epoch * steps, (epoch + 1) * steps) for epoch in range(3)), [])
+    assert sorted(chained(whole)) == sorted([*range(NUM)] * 3)
+    assert whole == chained(indices(order, epoch * steps, (epoch + 1) * steps) for epoch in range(3))
 
 
 @pytest.mark.parametrize("num_processes", [2, 3, 5])
@@ -60,7 +69,7 @@ def test_processes_share_each_batch_without_overlap(num_processes: int):
     assert {order.steps_per_epoch for order in ranks} == {steps}
     shares = [indices(order, 0, steps) for order in ranks]
     for step, whole in enumerate(indices(alone, 0, steps)):
-        parts = sum((share[step] for share in shares), [])
+        parts = chained(share[step] for share in shares)
         assert set(parts) == set(whole)
         assert all(share[step] for share in shares), "a process without a batch would leave the others waiting"
         if len(whole) >= num_processes:
@@ -75,5 +84,5 @@ def test_evaluation_sees_every_structure_exactly_once(batch_size: int, num_proce
         found = [batch.indices.tolist() for batch in batches]
         assert len(found) == len(batches)
         assert all(0 < len(batch) <= batch_size for batch in found)
-        seen += sum(found, [])
+        seen += chained(found)
     assert sorted(seen) == list(range(NUM))

@@ -49,7 +49,7 @@ def other_choices(annotation: object, default: object) -> list[object]:
 
 
 def name_of(member: Member) -> str:
-    section, options = member
+    _, options = member
     choices = [f"{key}={value}" for key, value in options.items() if key not in SMALL and key != "name"]
     return "-".join([options["name"], *choices])
 
@@ -115,7 +115,7 @@ def test_the_order_of_atoms_means_nothing(model, atoms):
 
 @pytest.mark.parametrize("atoms", [MOLECULE, CRYSTAL], ids=["molecule", "crystal"])
 def test_a_translation_changes_nothing(model, atoms):
-    one, other = predict(model, atoms), predict(model, moved(atoms, atoms.positions + [3.1, -20.7, 0.4]))
+    one, other = predict(model, atoms), predict(model, moved(atoms, atoms.positions + np.array([3.1, -20.7, 0.4])))
     assert_close(other.energy, one.energy)
     assert_close(other.forces, one.forces, relative=10 * EXACT_SUM)
 

@@ -43,14 +43,14 @@ def rate_at(rate: LearningRate, step: int) -> float:
 @pytest.mark.parametrize(
     ("section", "closed_form"),
     [
-        (ConstantRate(warmup_steps=0), lambda step: 1.0),
+        (ConstantRate(warmup_steps=0), lambda _step: 1.0),
         (ExponentialDecay(warmup_steps=0, factor=0.3, decay_epochs=4), lambda step: 0.3 ** (step / 40)),
         (StaircaseDecay(warmup_steps=0, factor=0.3, decay_epochs=4), lambda step: 0.3 ** (step // 40)),
         (
             CosineDecay(warmup_steps=0, final_fraction=0.1),
             lambda step: 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / 1000)),
         ),
-        (ReduceOnPlateau(warmup_steps=0), lambda step: 1.0),
+        (ReduceOnPlateau(warmup_steps=0), lambda _step: 1.0),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

@@ -1,0 +1,447 @@
+"""Whole runs, small ones: what they leave, that they repeat, and that an interruption leaves no trace."""
+
+import csv
+import io
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.md.langevin import Langevin
+from ase.md.verlet import VelocityVerlet
+from made_structures import crystal
+from rich.console import Console
+from safetensors.torch import load_file
+from tolerances import CALCULATOR, DRIFT, FINITE_DIFFERENCE, RECOMPUTED_METRIC, SHIFTED_METRIC
+
+from modelforge.calculator import ModelforgeCalculator
+from modelforge.data.sources import bundled
+from modelforge.errors import UserError
+from modelforge.evaluate import evaluate
+from modelforge.experiment import load
+from modelforge.model_file import load_potential
+from modelforge.potentials import PotentialSection
+from modelforge.train import Results, train
+from modelforge.training.keeper import Interrupted, Listener, Validation
+
+NUM_TRAIN, NUM_VALIDATION, BATCH_SIZE, EPOCHS = 32, 8, 5, 6
+STEPS_PER_EPOCH = 7  # 32 structures in fives, the last batch has two
+POTENTIALS = [get_args(part.model_fields["name"].annotation)[0] for part in get_args(get_args(PotentialSection)[0])]
+TIMES = {"seconds", "structures_per_second"}
+TOML = f"""\
+[potential]
+name = "schnet"
+cutoff = 3.5
+num_features = 8
+num_layers = 1
+num_radial = 8
+[dataset]
+name = "extxyz"
+path = "train.xyz"
+[dataset.test_paths]
+hot = "hot.xyz"
+[dataset.split]
+counts = [{NUM_TRAIN}, {NUM_VALIDATION}, 0]
+[training]
+max_epochs = {EPOCHS}
+batch_size = {BATCH_SIZE}
+[training.optimizer]
+learning_rate = 1e-2
+[training.lr_scheduler]
+name = "reduce_lr_on_plateau"
+warmup_steps = 3
+patience = 1
+threshold = 0.02
+[training.ema]
+decay = 0.9
+[runtime]
+accelerator = "cpu"
+num_threads = 1
+compile = false
+progress_bar = false
+"""
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A folder with the experiment, 40 structures to train on and 10 to test on."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, source, num in (("train", "train", NUM_TRAIN + NUM_VALIDATION), ("hot", "test_600K", 10)):
+        with (bundled.FOLDER / f"{source}.xyz").open() as file:
+            lines = file.readlines()
+        end = 0
+        for _ in range(num):
+            end += int(lines[end]) + 2
+        (folder / f"{name}.xyz").write_text("".join(lines[:end]))
+    (folder / "x.toml").write_text(TOML)
+    return folder
+
+
+def run(data: Path, folder: Path, *overrides: str) -> Results:
+    console = Console(file=io.StringIO(), width=200)
+    return train(load(data / "x.toml", [f"runtime.run_folder={folder}", *overrides]), console)
+
+
+@pytest.fixture(scope="session")
+def finished(data: Path, tmp_path_factory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run(data, folder)
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+
+
+def results(folder: Path) -> Results:
+    return json.loads((folder / "results.json").read_text())
+
+
+def checkpoint(folder: Path, name: str) -> dict:
+    return torch.load(folder / "checkpoints" / name, weights_only=True)
+
+
+def assert_same_bits(one: object, other: object, place: str = "") -> None:
+    assert type(one) is type(other), place
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for key in one:
+            assert_same_bits(one[key], other[key], f"{place}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), place
+        for index, (left, right) in enumerate(zip(one, other, strict=True)):
+            assert_same_bits(left, right, f"{place}.{index}")
+    elif isinstance(one, torch.Tensor):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True, msg=place)
+    else:
+        assert one == other, place
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, averages, optimizer, rates, rows, metrics: everything but times."""
+    assert_same_bits(load_file(one / "potential.safetensors"), load_file(other / "potential.safetensors"))
+    assert rows(one) == rows(other)
+    assert results(one)["metrics"] == results(other)["metrics"]
+    for key in ("steps", "epochs", "weights", "self_energies_ev", "reason"):
+        assert results(one)[key] == results(other)[key]
+    for name in ("last.ckpt", "best.ckpt"):
+        mine, theirs = checkpoint(one, name), checkpoint(other, name)
+        assert_same_bits(mine["task"], theirs["task"])
+        for state in (mine["keeper"], theirs["keeper"]):
+            del state["seconds"]
+            state["rows"] = [{key: row[key] for key in row if key not in TIMES} for row in state["rows"]]
+        assert_same_bits(mine["keeper"], theirs["keeper"])
+
+
+# What a run leaves
+
+
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_the_loss_falls(data: Path, tmp_path: Path, name: str):
+    longer = ("training.max_epochs=25", "training.optimizer.learning_rate=0.02", "training.lr_scheduler.patience=20")
+    run(data, tmp_path / "run", f"potential.name={name}", *longer)
+    table = rows(tmp_path / "run")
+    for column in ("train/loss", "val/loss"):
+        assert float(table[-1][column]) < 0.4 * float(table[0][column])
+    assert float(table[-1]["val/forces_rmse_mev_per_angstrom"]) < 0.6 * float(table[0]["val/forces_rmse_mev_per_angstrom"])
+
+
+def test_a_validation_is_a_row_and_the_plateau_lowers_the_rate(finished: Path):
+    table = rows(finished)
+    assert [int(row["step"]) for row in table] == [STEPS_PER_EPOCH * (epoch + 1) for epoch in range(EPOCHS)]
+    rates = [float(row["learning_rate"]) for row in table]
+    assert rates[0] == 0.01
+    assert set(rates) & {0.005, 0.0025, 0.00125}, "the tests of interruptions need a plateau"
+
+
+def test_the_results_say_what_was_done(finished: Path):
+    found = results(finished)
+    assert found["status"] == "finished"
+    assert (found["steps"], found["epochs"]) == (STEPS_PER_EPOCH * EPOCHS, EPOCHS)
+    assert set(found["metrics"]) == {"validation", "hot"}
+    assert found["metrics"]["hot"]["num_structures"] == found["metrics"]["hot"]["num_energy_labels"] == 10
+    assert found["metrics"]["hot"]["stress_rmse_mev_per_angstrom3"] is None
+    weights = load_file(finished / "potential.safetensors")
+    num_tensors_of_no_weight = weights["scale"].numel() + sum(w.numel() for name, w in weights.items() if "radial" in name)
+    assert found["num_parameters"] == sum(w.numel() for w in weights.values()) - num_tensors_of_no_weight
+
+
+def test_the_best_validation_is_what_is_tested(finished: Path):
+    table = rows(finished)
+    best = min(table, key=lambda row: float(row["val/loss"]))
+    found = results(finished)["metrics"]["validation"]
+    for name in ("forces_rmse_mev_per_angstrom", "energy_mae_mev_per_atom"):
+        assert found[name] == pytest.approx(float(best[f"val/{name}"]), rel=1e-5)
+    assert f"best epoch {float(best['epoch']):g}, EMA" == results(finished)["weights"]
+
+
+def test_checkpoints_are_read_without_executing_anything(finished: Path):
+    for name in ("last.ckpt", "best.ckpt"):
+        assert checkpoint(finished, name)["task"]["steps"] > 0
+    assert not list(finished.rglob("*.tmp"))
+
+
+def test_a_loaded_potential_gives_the_metrics_of_the_results(data: Path, finished: Path):
+    trained = load_potential(finished)
+    structures = load(data / "x.toml").experiment.dataset.read_tests()["hot"].structures
+    for batch_size in (64, 3):
+        found = evaluate(trained, structures, batch_size=batch_size).metrics
+        assert nearly_equal(found, results(finished)["metrics"]["hot"], 1e-5 if batch_size == 3 else 1e-9)
+
+
+def nearly_equal(one: object, other: object, relative: float) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(nearly_equal(one[key], other[key], relative) for key in one)
+    return one == other if one is None or other is None else one == pytest.approx(other, rel=relative)
+
+
+@pytest.mark.parametrize("name", ["validation", "hot"])
+def test_the_written_predictions_give_the_metrics_of_the_results(finished: Path, name: str):
+    frames = ase.io.read(finished / "predictions" / f"{name}.extxyz", ":")
+    energy = 1e3 * np.array([atoms.info["predicted_energy"] - atoms.get_potential_energy() for atoms in frames])
+    per_atom = energy / [len(atoms) for atoms in frames]
+    forces = 1e3 * np.concatenate([atoms.arrays["predicted_forces"] - atoms.get_forces() for atoms in frames])
+    symbols = np.concatenate([atoms.get_chemical_symbols() for atoms in frames])
+    found = results(finished)["metrics"][name]
+    expected = {
+        "energy_mae_mev": np.abs(energy).mean(),
+        "energy_rmse_mev": np.sqrt((energy**2).mean()),
+        "energy_mae_mev_per_atom": np.abs(per_atom).mean(),
+        "energy_rmse_mev_per_atom": np.sqrt((per_atom**2).mean()),
+        "forces_mae_mev_per_angstrom": np.abs(forces).mean(),
+        "forces_rmse_mev_per_angstrom": np.sqrt((forces**2).mean()),
+        "num_structures": len(frames),
+        "num_force_components": forces.size,
+    }
+    assert {key: found[key] for key in expected} == pytest.approx(expected, rel=RECOMPUTED_METRIC)
+    for symbol in set(symbols):
+        mae = np.abs(forces[symbols == symbol]).mean()
+        assert found["by_element"][symbol]["forces_mae_mev_per_angstrom"] == pytest.approx(mae, rel=RECOMPUTED_METRIC)
+
+
+def test_given_self_energies_and_their_shifts_stay_with_the_potential(data: Path, tmp_path: Path):
+    """Evaluation, file and calculator add back what the training took off: also the mean interaction."""
+    values = "{ H = -10.71, C = -48.85, N = -70.96, O = -102.56 }"  # free atoms in GFN2-xTB, eV
+    given = ('dataset.self_energies.source="values"', f"dataset.self_energies.values={values}")
+    run(data, tmp_path / "run", "training.max_epochs=2", *given)
+    assert results(tmp_path / "run")["self_energies_ev"] == {"1": -10.71, "6": -48.85, "7": -70.96, "8": -102.56}
+    best = min(rows(tmp_path / "run"), key=lambda row: float(row["val/loss"]))
+    found = results(tmp_path / "run")["metrics"]["validation"]
+    assert found["energy_mae_mev_per_atom"] == pytest.approx(float(best["val/energy_mae_mev_per_atom"]), rel=1e-4)
+    assert found["energy_mae_mev_per_atom"] < 500
+    atoms = ase.io.read(tmp_path / "run" / "predictions" / "hot.extxyz", 0)
+    expected = atoms.info["predicted_energy"]
+    atoms.calc = ModelforgeCalculator(tmp_path / "run")
+    assert atoms.get_potential_energy() == pytest.approx(expected, rel=0, abs=CALCULATOR)
+    assert min(load_potential(tmp_path / "run").shifts.values()) < -1
+
+
+# The same again
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(data: Path, finished: Path, tmp_path: Path):
+    run(data, tmp_path / "again")
+    assert_same_run(finished, tmp_path / "again")
+    run(data, tmp_path / "other", "runtime.seed=1", "training.max_epochs=1")
+    one, other = (load_file(folder / "potential.safetensors") for folder in (finished, tmp_path / "other"))
+    assert not torch.equal(one["potential.embedding.weight"], other["potential.embedding.weight"])
+
+
+def test_a_second_call_says_finished_and_trains_nothing(data: Path, finished: Path, monkeypatch):
+    monkeypatch.setattr("modelforge.train.fit", lambda _run: pytest.fail("it trains"))
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    console = Console(file=io.StringIO(), width=200)
+    again = train(load(data / "x.toml", [f"runtime.run_folder={finished}"]), console)
+    assert "This run is finished" in console.file.getvalue()
+    assert again == results(finished)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_refuses_another_experiment(data: Path, finished: Path):
+    with pytest.raises(UserError, match=r"training\.batch_size: was 5, is 4"):
+        run(data, finished, "training.batch_size=4")
+
+
+# Interruptions
+
+
+class SignalAt:
+    """A listener that sends this process a signal in some steps, as a batch system would."""
+
+    def __init__(self, *steps: int, number: int = signal.SIGUSR1) -> None:
+        self.steps, self.number = set(steps), number
+
+    def started(self, *, step: int, total_steps: int, seconds: float) -> None:
+        pass
+
+    def stepped(self, *, step: int) -> None:
+        if step in self.steps:
+            self.steps.discard(step)
+            os.kill(os.getpid(), self.number)
+
+    def validated(self, validation: Validation) -> None:
+        pass
+
+    def said(self, message: str) -> None:
+        pass
+
+
+def run_with(listener: Listener, monkeypatch: pytest.MonkeyPatch, data: Path, folder: Path, *overrides: str) -> int:
+    """Call `train` until the run is finished; gives the number of interruptions."""
+    monkeypatch.setattr("modelforge.train._listeners", lambda _run: ([listener], None))
+    for num_interruptions in range(10):
+        try:
+            run(data, folder, *overrides)
+        except Interrupted:
+            continue
+        return num_interruptions
+    pytest.fail("the run never came to its end")
+
+
+MIDDLE, LAST_OF_EPOCH, LAST = STEPS_PER_EPOCH + 3, 2 * STEPS_PER_EPOCH, EPOCHS * STEPS_PER_EPOCH
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [(MIDDLE,), (1,), (LAST_OF_EPOCH,), (LAST_OF_EPOCH + 1,), (LAST - 1,), (2, MIDDLE, MIDDLE + 1)],
+    ids=str,
+)
+def test_an_interrupted_run_equals_one_that_was_not(data, finished, tmp_path, monkeypatch, steps: Sequence[int]):
+    assert run_with(SignalAt(*steps), monkeypatch, data, tmp_path / "run") == len(steps)
+    assert_same_run(finished, tmp_path / "run")
+
+
+def test_a_signal_in_the_last_step_does_not_lose_the_end_of_the_run(data, finished, tmp_path, monkeypatch):
+    run_with(SignalAt(LAST), monkeypatch, data, tmp_path / "run")
+    assert_same_run(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize("steps", [(1,), (MIDDLE, MIDDLE + 1), (LAST_OF_EPOCH - 1,)], ids=str)
+def test_an_interruption_while_gradients_are_summed_up_leaves_no_trace(data, tmp_path, monkeypatch, steps):
+    overrides = ("training.accumulate_batches=3", "training.max_epochs=3")
+    run(data, tmp_path / "whole", *overrides)
+    assert run_with(SignalAt(*steps), monkeypatch, data, tmp_path / "run", *overrides) >= 1
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_an_interruption_between_rare_validations_leaves_no_trace(data, tmp_path, monkeypatch):
+    """Validations each 11 batches do not fall together with the ends of epochs."""
+    overrides = ("training.validate_every_steps=11", "training.max_epochs=3")
+    run(data, tmp_path / "whole", *overrides)
+    assert [int(row["step"]) for row in rows(tmp_path / "whole")] == [11, 21]
+    assert run_with(SignalAt(9, 15), monkeypatch, data, tmp_path / "run", *overrides) == 2
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_finished_run_that_gets_more_epochs_equals_one_that_had_them(data, finished, tmp_path):
+    run(data, tmp_path / "run", "training.max_epochs=2")
+    run(data, tmp_path / "run", f"training.max_epochs={EPOCHS}")
+    assert_same_run(finished, tmp_path / "run")
+
+
+def test_the_time_limit_ends_a_run_with_a_validation_and_a_test(data: Path, tmp_path: Path):
+    run(data, tmp_path / "run", "training.max_time='00:00:00'")
+    found = results(tmp_path / "run")
+    assert found["reason"] == "max_time (00:00:00) reached"
+    assert found["steps"] < STEPS_PER_EPOCH
+    assert [int(row["step"]) for row in rows(tmp_path / "run")] == [found["steps"]]
+    assert found["metrics"]["hot"]["num_structures"] == 10
+
+
+def test_early_stopping_ends_a_run_after_its_patience(data: Path, tmp_path: Path):
+    run(data, tmp_path / "run", "training.early_stopping.patience=2", "training.early_stopping.threshold=0.9")
+    assert "early stopping" in results(tmp_path / "run")["reason"]
+    assert len(rows(tmp_path / "run")) == 3
+
+
+def test_signal_handlers_are_those_from_before(data, tmp_path, monkeypatch):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    run_with(SignalAt(2, number=signal.SIGTERM), monkeypatch, data, tmp_path / "run", "training.max_epochs=1")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+# Large labels
+
+
+@pytest.mark.parametrize("symbol", ["H", "O"])
+def test_a_shift_of_all_labels_of_an_element_changes_no_metric(data, finished, tmp_path, symbol: str):
+    """1e4 eV for each atom of the element: single precision would lose all digits that matter."""
+    for name in ("train.xyz", "hot.xyz"):
+        frames = ase.io.read(data / name, ":")
+        lines = []
+        for atoms in frames:
+            energy = atoms.get_potential_energy() + 1e4 * atoms.get_chemical_symbols().count(symbol)
+            lines.append(f'{len(atoms)}\nProperties=species:S:1:pos:R:3:forces:R:3 energy={float(energy)!r} pbc="F F F"')
+            lines += [
+                f"{s} {' '.join(repr(float(x)) for x in (*r, *f))}"
+                for s, r, f in zip(atoms.get_chemical_symbols(), atoms.positions, atoms.get_forces(), strict=True)
+            ]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    (tmp_path / "x.toml").write_text(TOML)
+    run(tmp_path, tmp_path / "run")
+    for name in ("validation", "hot"):
+        for key, value in results(finished)["metrics"][name].items():
+            if key.startswith(("energy", "forces")):
+                assert results(tmp_path / "run")["metrics"][name][key] == pytest.approx(value, rel=0, abs=SHIFTED_METRIC)
+
+
+# The calculator
+
+
+@pytest.fixture(scope="module")
+def molecule(data: Path) -> Atoms:
+    return ase.io.read(data / "hot.xyz", 0)
+
+
+def test_the_calculator_gives_the_written_predictions(data: Path, finished: Path):
+    calculator = ModelforgeCalculator(finished)
+    for atoms in ase.io.read(finished / "predictions" / "hot.extxyz", ":"):
+        energy, forces = atoms.info["predicted_energy"], atoms.arrays["predicted_forces"]
+        atoms.calc = calculator
+        assert atoms.get_potential_energy() == pytest.approx(energy, rel=0, abs=CALCULATOR)
+        np.testing.assert_allclose(atoms.get_forces(), forces, rtol=0, atol=CALCULATOR)
+
+
+def test_forces_and_stress_of_the_calculator_are_slopes_of_its_energy(finished: Path):
+    """In float64, with ASE's own finite differences."""
+    atoms = crystal(4, (1, 6, 7, 8), seed=3)
+    atoms.calc = ModelforgeCalculator(finished, dtype="float64")
+    forces, stress = atoms.get_forces(), atoms.get_stress()
+    assert np.abs(forces).max() > 0.01
+    assert np.abs(stress).max() > 1e-4
+    slopes = calculate_numerical_forces(atoms, eps=1e-4)
+    np.testing.assert_allclose(forces, slopes, rtol=0, atol=FINITE_DIFFERENCE * np.abs(forces).max())
+    strained = calculate_numerical_stress(atoms, eps=1e-5)
+    np.testing.assert_allclose(stress, strained, rtol=0, atol=10 * FINITE_DIFFERENCE * np.abs(stress).max())
+
+
+def test_molecular_dynamics_runs_and_conserves_energy(finished: Path, molecule: Atoms):
+    atoms = molecule.copy()
+    atoms.calc = ModelforgeCalculator(finished)
+    spread = np.sqrt(300 * units.kB * atoms.get_masses())[:, None]
+    atoms.set_momenta(spread * np.random.default_rng(0).normal(size=(len(atoms), 3)))
+    thermostat = {"temperature_K": 300, "friction": 0.01 / units.fs, "fixcm": False}
+    Langevin(atoms, 0.5 * units.fs, **thermostat, rng=np.random.default_rng(1)).run(10)
+    dynamics, energies, kinetic = VelocityVerlet(atoms, 0.5 * units.fs), [], []
+    for _ in range(40):
+        dynamics.run(1)
+        energies.append(atoms.get_total_energy())
+        kinetic.append(atoms.get_kinetic_energy())
+    assert np.ptp(energies) < DRIFT * len(atoms)
+    assert np.ptp(kinetic) > 10 * np.ptp(energies)
+
+
+def test_the_calculator_refuses_elements_that_it_does_not_know(finished: Path):
+    atoms = Atoms("Cl2", positions=[[0, 0, 0], [0, 0, 2]], calculator=ModelforgeCalculator(finished))
+    with pytest.raises(UserError, match="not trained on"):
+        atoms.get_potential_energy()
