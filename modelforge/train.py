@@ -28,7 +28,8 @@ from modelforge.run_folder import RunFolder, length_of
 from modelforge.training.checkpoint import load_checkpoint
 from modelforge.training.compilation import StepCompiler
 from modelforge.training.display import LiveBar, PlainLines, RunLog, duration
-from modelforge.training.keeper import Listener, RunKeeper, next_stretch, num_stretches
+from modelforge.training.keeper import RunKeeper, next_stretch, num_stretches
+from modelforge.training.listener import Listener
 from modelforge.training.loss import weights_of
 from modelforge.training.runtime import dtype_of
 from modelforge.training.task import TrainingTask
@@ -113,7 +114,7 @@ def fit(run: Run) -> None:
     run.trainer.fit_loop.max_epochs = num_stretches(task, training)
     next_stretch(run.module, task, training)
     try:
-        with run.keeper.listening_to_signals():
+        with run.keeper.stop_signal:
             run.trainer.fit(task, datamodule=run.module)
     finally:
         if bar is not None:
@@ -157,8 +158,7 @@ def best_potential(run: Run) -> TrainedPotential:
 
 
 def _results(run: Run, trained: TrainedPotential, metrics: dict[str, Any]) -> Results:
-    rows = run.keeper.state.rows
-    speeds = [float(row["structures_per_second"] or 0.0) for row in rows[len(rows) // 2 :]]
+    speeds = run.keeper.metrics.column("structures_per_second")
     return {
         "status": "finished",
         "reason": run.keeper.reason,
@@ -167,7 +167,7 @@ def _results(run: Run, trained: TrainedPotential, metrics: dict[str, Any]) -> Re
         "steps": run.task.steps,
         "num_parameters": sum(weight.numel() for weight in run.task.model.parameters()),
         "training_seconds": run.keeper.state.seconds,
-        "structures_per_second": statistics.median(speeds) if speeds else None,
+        "structures_per_second": statistics.median(speeds[len(speeds) // 2 :]) if speeds else None,
         "peak_memory_mb": peak_memory_mb(),
         "weights": trained.weights,
         "self_energies_ev": trained.self_energies.by_element,

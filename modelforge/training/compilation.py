@@ -6,6 +6,7 @@ Which step runs compiled is fixed by its number, not by how long the compiler ta
 import copy
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -19,7 +20,7 @@ from modelforge.atoms.graph import Batch
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.training.eager_step import EagerStep
 from modelforge.training.loss import LossSection
-from modelforge.training.step import TOLERANCE, CompiledStep, fits_compilation, largest_difference
+from modelforge.training.step import TOLERANCE, CompiledStep, fits_compilation, in_a_line, largest_difference
 
 CompileMode = Literal["auto"] | bool
 EAGER_STEPS = 500  # with "auto" the steps that run eagerly while another process compiles
@@ -45,8 +46,11 @@ class StepCompiler:
 
     def step(self, number: int, batch: Batch, weights: Tensor) -> EagerStep | CompiledStep:
         """The function for the step of this number, counted from 0."""
-        if self.compiled is not None:
+        if self.compiled is not None and self.compiled.failure is None:
             return self.compiled
+        if self.compiled is not None:
+            self.tell(f"not compiled any more, eager steps go on: {self.compiled.failure}")
+            self.compiled = None
         if self._refusal:
             self.tell(f"not compiled: {self._refusal}")
             self._refusal = None
@@ -104,7 +108,9 @@ def _try_to_compile(
         compiled = CompiledStep(model, loss, batch, weights)
         difference = largest_difference(compiled, batch, weights)
     except Exception as error:  # noqa: BLE001 - whatever the compiler raises, eager steps go on and say why
-        return None, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        return None, in_a_line(error)
+    if compiled.failure is not None:
+        return None, compiled.failure
     if not difference <= TOLERANCE[weights.dtype]:
         return None, f"the compiled step differs from the eager one by {difference:.1e} (relative)"
     return compiled, None
@@ -120,6 +126,7 @@ def _fill_cache(
     num_threads: int,
 ) -> None:
     """Compile once, so that the training process finds the kernels in Inductor's cache."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the training process, which ends this one
     os.nice(5)
     torch.set_num_threads(num_threads)
     place = torch.device(device)

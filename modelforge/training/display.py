@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from modelforge.training.keeper import Validation
+from modelforge.training.listener import Validation
 from modelforge.training.metrics import Errors
 
 REFRESH = 8  # per second

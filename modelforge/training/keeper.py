@@ -3,31 +3,28 @@
 A Lightning epoch is here the stretch from one validation to the next. What a signal asks for is done at the next step.
 """
 
-import csv
-import io
-import signal
-import threading
+import copy
+import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import pytorch_lightning as pl
 
 from modelforge.data.module import DataModule
-from modelforge.files import write_text
-from modelforge.training.checkpoint import Checkpoint, save_checkpoint
-from modelforge.training.metrics import Errors, errors
+from modelforge.training.checkpoint import SCHEMA, Checkpoint, save_checkpoint
+from modelforge.training.listener import Listener, Validation
+from modelforge.training.metrics import errors
+from modelforge.training.metrics_file import MetricsFile
 from modelforge.training.section import TrainingSection
+from modelforge.training.stop_signal import StopSignal
 from modelforge.training.task import TrainingTask
 
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
-
-
-STEPS_BETWEEN_AGREEMENTS = 20
+STEPS_BETWEEN_AGREEMENTS = 20  # of several processes, on whether to stop
+SECONDS_BETWEEN_SAVES = 20.0  # at validations
+SECONDS_BETWEEN_SAVES_IN_A_STRETCH = 600.0  # without a validation in between
+SECONDS_BETWEEN_CHECKS = 10.0  # of the loss, which make the host wait for the device
 
 
 class Interrupted(Exception):
@@ -38,54 +35,6 @@ class NotFinite(Exception):
     """The loss is not finite any more; the message says where."""
 
 
-@dataclass(frozen=True)
-class Validation:
-    """What is known after a validation."""
-
-    step: int
-    epoch: float
-    seconds: float  # of training so far
-    learning_rate: float
-    training_loss: float
-    validation_loss: float
-    training: Errors
-    validation: Errors
-    structures_per_second: float
-    is_best: bool
-    waiting_for: str  # plateau and early stopping in words
-
-    def row(self) -> dict[str, float | int | None]:
-        """The row of metrics.csv."""
-        numbers: dict[str, float | int | None] = {
-            "step": self.step,
-            "epoch": self.epoch,
-            "seconds": self.seconds,
-            "learning_rate": self.learning_rate,
-            "structures_per_second": self.structures_per_second,
-            "train/loss": self.training_loss,
-            "val/loss": self.validation_loss,
-        }
-        for name, found in (("train", self.training), ("val", self.validation)):
-            numbers |= {f"{name}/{key}": value for key, value in found.items() if not key.startswith("num_")}
-        return numbers
-
-
-class Listener(Protocol):
-    """Someone who shows a run: a progress bar, plain lines, TensorBoard."""
-
-    def started(self, *, step: int, total_steps: int, seconds: float) -> None:
-        """Training begins or goes on."""
-
-    def stepped(self, *, step: int) -> None:
-        """A training step is over."""
-
-    def validated(self, validation: Validation) -> None:
-        """A validation is over."""
-
-    def said(self, message: str) -> None:
-        """Something the user should know."""
-
-
 @dataclass
 class KeeperState:
     """What the keeper continues from."""
@@ -94,7 +43,6 @@ class KeeperState:
     best_step: int = 0
     validations_without_improvement: int = 0
     seconds: float = 0.0
-    rows: list[dict[str, float | int | None]] = field(default_factory=list)
 
 
 class RunKeeper(pl.Callback):
@@ -103,10 +51,12 @@ class RunKeeper(pl.Callback):
     def __init__(self, section: TrainingSection, folder: Path, experiment: str, listeners: list[Listener]) -> None:
         self.section, self.folder, self.experiment, self.listeners = section, folder, experiment, listeners
         self.state = KeeperState()
+        self.metrics = MetricsFile(folder / "metrics.csv")
         self.reason = "max_epochs reached" if section.max_steps is None else "max_steps reached"
-        self.first_step_seconds: float | None = None
-        self._stop_signal: int | None = None
-        self._begun = time.perf_counter()
+        self.stop_signal = StopSignal()
+        self._begun = self._checked = time.perf_counter()
+        self._saved = time.perf_counter() - SECONDS_BETWEEN_SAVES  # the first validation is saved at once
+        self._best: Checkpoint | None = None  # not on disk yet
         self._stretch_seconds = 0.0
         self._stretch_structures = 0
 
@@ -119,29 +69,13 @@ class RunKeeper(pl.Callback):
         """Training time, over all resumptions."""
         return self.state.seconds + time.perf_counter() - self._begun
 
-    @contextmanager
-    def listening_to_signals(self) -> Iterator[None]:
-        """Signals set a flag; a second Ctrl-C interrupts at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._stop_signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._stop_signal = number
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         task = _task(pl_module)
         self._begun = time.perf_counter()
         task.compiler.tell = self.say
+        if trainer.is_global_zero:
+            self.metrics.keep_until(task.steps)
         for listener in self.listeners:
             listener.started(step=task.steps, total_steps=task.total_steps, seconds=self.state.seconds)
 
@@ -178,9 +112,19 @@ class RunKeeper(pl.Callback):
         self._stretch_structures += batch.graph.num_structures * trainer.world_size
         for listener in self.listeners:
             listener.stepped(step=task.steps)
-        if self._time_to_look(trainer, task) and self._asked_to_stop(trainer):
+        if time.perf_counter() - self._checked > SECONDS_BETWEEN_CHECKS:
+            self._checked = time.perf_counter()
+            self._check_finite(task, "training", float(task.training_loss[0]))
+        if not self._time_to_look(trainer, task):
+            return
+        if self._agreed(trainer, self.stop_signal.number is not None):
+            self._check_finite(task, "training", float(task.training_loss[0]))
             self.save(trainer, task)
-            raise self._interruption(task)
+            raise Interrupted(f"{self.stop_signal.name} at step {task.steps}")
+        self._look_for_limits(trainer, task)
+        if time.perf_counter() - self._saved > SECONDS_BETWEEN_SAVES_IN_A_STRETCH and trainer.world_size == 1:
+            self._check_finite(task, "training", float(task.training_loss[0]))
+            self.save(trainer, task)
 
     def _time_to_look(self, trainer: pl.Trainer, task: TrainingTask) -> bool:
         """Whether to look at signals and clock: at steps from which a resumed run goes on with the same bits.
@@ -194,19 +138,14 @@ class RunKeeper(pl.Callback):
             return False
         return trainer.world_size == 1 or optimizer_steps % STEPS_BETWEEN_AGREEMENTS == 0
 
-    def _asked_to_stop(self, trainer: pl.Trainer) -> bool:
-        """Whether a signal came; the time limit lets the trainer come to an end of its own."""
-        if self._agreed(trainer, self._stop_signal is not None):
-            return True
+    def _look_for_limits(self, trainer: pl.Trainer, task: TrainingTask) -> None:
+        """Let the trainer come to an end of its own at a limit."""
         limit = self.section.seconds
-        if limit is not None and self._agreed(trainer, self.seconds > limit) and not trainer.should_stop:
+        if self.section.max_steps is not None and task.optimizer_steps >= self.section.max_steps:
+            trainer.should_stop = True
+        elif limit is not None and self._agreed(trainer, self.seconds > limit) and not trainer.should_stop:
             self.reason = f"max_time ({self.section.max_time}) reached"
             trainer.should_stop = True
-        return False
-
-    def _interruption(self, task: TrainingTask) -> Interrupted:
-        name = signal.Signals(self._stop_signal).name if self._stop_signal else "signal to another process"
-        return Interrupted(f"{name} at step {task.steps}")
 
     def _agreed(self, trainer: pl.Trainer, wish: bool) -> bool:
         """Whether any process wishes it; the same answer on all, so that none waits for one that has left."""
@@ -216,36 +155,53 @@ class RunKeeper(pl.Callback):
         """Read the errors, adapt the learning rate, keep the best weights, decide whether to stop."""
         task = _task(pl_module)
         validation = self._validation(task)
-        self._check_finite(task, validation)
-        task.learning_rate.after_validation(validation.validation_loss, task.optimizer_steps)
-        self.state.rows.append(validation.row())
+        self._check_finite(task, "training", validation.training_loss)
+        self._check_finite(task, "validation", validation.validation_loss)
+        task.learning_rate.after_validation(validation.validation_loss, task.steps)
         patience = self.section.early_stopping.patience
         if patience is not None and self.state.validations_without_improvement >= patience:
             self.reason = f"early stopping: no improvement of the validation loss in {patience} validations"
             trainer.should_stop = True
-        if trainer.is_global_zero:
-            self._write_csv()
-        for logger in trainer.loggers:
-            logger.log_metrics({key: value for key, value in validation.row().items() if value is not None}, task.steps)
-        self.save(trainer, task, best=validation.is_best)
+        self._look_for_limits(trainer, task)
+        self._record(trainer, task, validation)
+        is_over = trainer.should_stop or task.steps >= task.total_steps
+        is_interrupted = self._agreed(trainer, self.stop_signal.number is not None) and not is_over
+        if is_over or is_interrupted or time.perf_counter() - self._saved > SECONDS_BETWEEN_SAVES:
+            self.save(trainer, task)
+        if is_interrupted:
+            raise Interrupted(f"{self.stop_signal.name} at step {task.steps}")
+
+    def _record(self, trainer: pl.Trainer, task: TrainingTask, validation: Validation) -> None:
+        """Show the validation, write its row, remember the state if it is the best."""
         for listener in self.listeners:
             listener.validated(validation)
-        if task.steps < task.total_steps and self._asked_to_stop(trainer) and not trainer.should_stop:
-            raise self._interruption(task)
+        for logger in trainer.loggers:
+            logger.log_metrics({key: value for key, value in validation.row().items() if value is not None}, task.steps)
+        if trainer.is_global_zero:
+            self.metrics.append(validation.row())
+            if validation.is_best:
+                self._best = copy.deepcopy(self._checkpoint(task))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hand out the next stretch of batches."""
         next_stretch(_data(trainer), _task(pl_module), self.section)
 
-    def save(self, trainer: pl.Trainer, task: TrainingTask, *, best: bool = False) -> None:
-        """Write last.ckpt, and best.ckpt where it is the best so far."""
+    def save(self, trainer: pl.Trainer, task: TrainingTask) -> None:
+        """Write last.ckpt, and best.ckpt where there is a better one than on disk."""
         if not trainer.is_global_zero:
             return
+        self._save_best()
+        save_checkpoint(self.folder / "checkpoints" / "last.ckpt", self._checkpoint(task))
+        self._saved = time.perf_counter()
+
+    def _save_best(self) -> None:
+        if self._best is not None:
+            save_checkpoint(self.folder / "checkpoints" / "best.ckpt", self._best)
+            self._best = None
+
+    def _checkpoint(self, task: TrainingTask) -> Checkpoint:
         keeper = asdict(self.state) | {"seconds": self.seconds}
-        checkpoint = Checkpoint(schema=1, experiment=self.experiment, task=task.state(), keeper=keeper)
-        if best:
-            save_checkpoint(self.folder / "checkpoints" / "best.ckpt", checkpoint)
-        save_checkpoint(self.folder / "checkpoints" / "last.ckpt", checkpoint)
+        return Checkpoint(schema=SCHEMA, experiment=self.experiment, task=task.state(), keeper=keeper)
 
     def _validation(self, task: TrainingTask) -> Validation:
         loss, count = task.over_processes(task.training_loss).tolist()
@@ -279,22 +235,14 @@ class RunKeeper(pl.Callback):
         stopping = f"stop {self.state.validations_without_improvement}/{patience}" if patience else None
         return ", ".join(filter(None, [task.learning_rate.in_words(), stopping]))
 
-    def _check_finite(self, task: TrainingTask, validation: Validation) -> None:
-        for name, value in (("training", validation.training_loss), ("validation", validation.validation_loss)):
-            if not abs(value) < float("inf"):
-                raise NotFinite(
-                    f"the {name} loss is {value} after step {task.steps}. The last good weights are in "
-                    f"{self.folder / 'checkpoints'}. Lower training.optimizer.learning_rate, or set a smaller "
-                    "training.gradient_clip_factor"
-                )
-
-    def _write_csv(self) -> None:
-        text = io.StringIO()
-        measured = [key for key in self.state.rows[0] if any(row[key] is not None for row in self.state.rows)]
-        writer = csv.DictWriter(text, fieldnames=measured, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows({key: _short(value) for key, value in row.items()} for row in self.state.rows)
-        write_text(self.folder / "metrics.csv", text.getvalue())
+    def _check_finite(self, task: TrainingTask, name: str, loss: float) -> None:
+        if not math.isfinite(loss):
+            self._save_best()
+            raise NotFinite(
+                f"the {name} loss is {loss} at step {task.steps}. The last good weights are in "
+                f"{self.folder / 'checkpoints'}. Lower training.optimizer.learning_rate or training.clipping.factor, "
+                "or look for wrong labels"
+            )
 
 
 def next_stretch(data: DataModule, task: TrainingTask, section: TrainingSection) -> None:
@@ -308,12 +256,6 @@ def num_stretches(task: TrainingTask, section: TrainingSection) -> int:
     """Validations that are still to come."""
     length = section.validation_interval(task.steps_per_epoch)
     return -(-task.total_steps // length) - task.steps // length
-
-
-def _short(value: float | int | None) -> str:
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.9g}"
 
 
 def _task(module: pl.LightningModule) -> TrainingTask:

@@ -7,15 +7,10 @@ from typing import Annotated
 from pydantic import AfterValidator, model_validator
 
 from modelforge.section import Count, NonNegative, Section, SectionError
+from modelforge.training.clipping import ClippingSection, RunningNorm
+from modelforge.training.learning_rate import LearningRateSection, ReduceOnPlateau
 from modelforge.training.loss import LossSection
-from modelforge.training.optimizer import (
-    AdamWSection,
-    ClippingSection,
-    LearningRateSection,
-    OptimizerSection,
-    ReduceOnPlateau,
-    RunningNorm,
-)
+from modelforge.training.optimizer import AdamWSection, OptimizerSection
 from modelforge.training.weight_average import WeightAverageSection
 
 

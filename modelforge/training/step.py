@@ -30,6 +30,7 @@ class CompiledStep:
 
     def __init__(self, model: EnergyModel, loss: LossSection, sample: Batch, weights: Tensor) -> None:
         self.eager = EagerStep(model, loss)
+        self.failure: str | None = None  # what the compiler said if it failed, which it may do at any new size
         self.parameters = list(model.parameters())
         self._states = [weight.detach() for weight in self.parameters] + list(model.buffers())
         inputs = _inputs(sample)
@@ -38,15 +39,24 @@ class CompiledStep:
 
     def __call__(self, batch: Batch, weights: Tensor) -> StepResult:
         """Loss and prediction of a batch for the weights of the terms (T,)."""
-        if not fits_compilation(batch):
+        if self.failure or not fits_compilation(batch):
             return self.eager(batch, weights)
         inputs = _inputs(batch)
         for tensor in inputs:
             mark_dynamic(tensor, 1 if tensor is inputs[1] else 0)
-        with torch.no_grad():
-            loss, terms, energy, forces, stress, *gradients = self._compiled(*self._states, weights, *inputs)
+        try:
+            with torch.no_grad():
+                loss, terms, energy, forces, stress, *gradients = self._compiled(*self._states, weights, *inputs)
+        except Exception as error:  # noqa: BLE001 - whatever the compiler raises, the eager step gives the result
+            self.failure = in_a_line(error)
+            return self.eager(batch, weights)
         differentiable = _WithGradients.apply(loss, len(gradients), *gradients, *self.parameters)  # type: ignore[no-untyped-call]
         return StepResult(differentiable, terms, Prediction(energy, forces, stress))
+
+
+def in_a_line(error: Exception) -> str:
+    """The kind of an error and the beginning of what it says."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 def fits_compilation(batch: Batch) -> bool:

@@ -13,10 +13,12 @@ from torch.optim import Optimizer
 
 from modelforge.atoms.graph import Batch
 from modelforge.potentials.energy_model import EnergyModel
+from modelforge.training.clipping import Clipping
 from modelforge.training.compilation import StepCompiler
+from modelforge.training.learning_rate import LearningRate
 from modelforge.training.loss import term_sums, term_values, weights_of
 from modelforge.training.metrics import ErrorSums
-from modelforge.training.optimizer import Clipping, LearningRate, build_optimizer
+from modelforge.training.optimizer import build_optimizer
 from modelforge.training.section import TrainingSection
 from modelforge.training.weight_average import WeightAverage
 
@@ -52,29 +54,25 @@ class TrainingTask(pl.LightningModule):
         self.model, self.section, self.compiler = model, section, compiler
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.steps = self.optimizer_steps = 0
-        weights = list(weights_of(section.loss).values())
-        self.register_buffer("loss_weights", torch.tensor(weights, dtype=model.scale.dtype), persistent=False)
-        self.register_buffer("training_loss", torch.zeros(2, dtype=model.scale.dtype), persistent=False)
-        self.register_buffer("validation_sums", torch.zeros(len(weights), 2, dtype=torch.float64), persistent=False)
         self.training_errors, self.validation_errors = ErrorSums(), ErrorSums(num_subsets)
         self.clip = Clipping(section.clipping)
         self._averaged = ExitStack()
         self._restored: TaskState | None = None
 
-    loss_weights: Tensor
-    training_loss: Tensor  # sum of the losses since the last validation, and their number
-    validation_sums: Tensor  # (T, 2)
-
     def configure_optimizers(self) -> Optimizer:
-        """The optimizer; its learning rate is set step by step."""
+        """The optimizer, whose learning rate is set step by step; what is added up lives on the model's device."""
+        weights = list(weights_of(self.section.loss).values())
+        self.loss_weights = self.model.scale.new_tensor(weights)  # (T,)
+        # Sum of the losses since the last validation, and their number. No buffers: DDP would copy those of process 0 to all.
+        self.training_loss = self.model.scale.new_zeros(2)
+        self.validation_sums = self.model.scale.new_zeros(len(weights), 2, dtype=torch.float64)  # (T, 2)
         self.optimizer = build_optimizer(self.section.optimizer, self.model)
         self.average = WeightAverage(self.model, self.section.ema.decay)
-        stride = self.section.accumulate_batches
         self.learning_rate = LearningRate(
             self.section.lr_scheduler,
             self.optimizer,
-            steps_per_epoch=self.steps_per_epoch / stride,
-            total_steps=self.total_steps // stride,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
         )
         if self._restored is not None:
             self._restore(self._restored)
@@ -91,8 +89,8 @@ class TrainingTask(pl.LightningModule):
         return result.loss
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        """An optimizer step with the learning rate of its number, then the weight average."""
-        self.learning_rate.set_for(self.optimizer_steps)
+        """An optimizer step with the learning rate of its batch, then the weight average."""
+        self.learning_rate.set_for(self.steps)
         super().optimizer_step(*arguments, **options)
         self.optimizer_steps += 1
         self.average.update()

@@ -176,3 +176,11 @@ def test_the_hash_sees_each_column(name: str):
     column = getattr(made, name).copy()
     column.flat[0] = not column.flat[0] if column.dtype == bool else 7
     assert content_hash(replace(made, **{name: column})) != content_hash(made)
+
+
+def test_a_random_split_leaves_no_element_out_of_training():
+    atoms = [Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.7]])] * 30 + [Atoms("HAu", positions=[[0, 0, 0], [0, 0, 1.5]])]
+    for seed in range(20):
+        found = split(SplitSection(fractions=(0.5, 0.3, 0.2), seed=seed), structures_of(atoms), np.arange(31))
+        assert 30 in found.train
+        assert_apart(found, 31)

@@ -8,23 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from modelforge.training.optimizer import (
-    AdamSection,
-    AdamWSection,
+from modelforge.training.clipping import Clipping, FixedNorm, NoClipping, RunningNorm
+from modelforge.training.learning_rate import (
     AnySchedule,
-    Clipping,
     ConstantRate,
     CosineDecay,
     ExponentialDecay,
-    FixedNorm,
     LearningRate,
-    NoClipping,
     ReduceOnPlateau,
-    RunningNorm,
     StaircaseDecay,
-    build_optimizer,
     schedule_factor,
 )
+from modelforge.training.optimizer import AdamSection, AdamWSection, build_optimizer
 
 RELATIVE = 1e-12
 FULL_RATE = 0.02

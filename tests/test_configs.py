@@ -1,0 +1,25 @@
+"""Every experiment in configs/ loads, and trains for two steps."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from modelforge.experiment import load
+from modelforge.train import train
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_experiments_train_for_two_steps(path, tmp_path, shared_data):
+    settings = [f'runtime.run_folder="{tmp_path}"', "training.max_steps=2", "runtime.compile=false"]
+    if path.stem == "acac":
+        settings += [
+            f'dataset.path="{shared_data / "acac/train_300K.xyz"}"',
+            f'dataset.test_paths.test_MD_300K="{shared_data / "acac/test_MD_300K.xyz"}"',
+        ]
+    results = train(load(path, settings), Console(quiet=True))
+    assert results["steps"] == 2
+    assert results["reason"] == "max_steps reached"
+    assert all(errors["num_structures"] > 0 for errors in results["metrics"].values())
