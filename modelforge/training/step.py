@@ -78,6 +78,22 @@ def largest_difference(compiled: CompiledStep, batch: Batch, weights: Tensor) ->
     return float(torch.stack([(got - want).abs().max() / want.abs().max().clamp(min=1e-20) for got, want in pairs]).max())
 
 
+def try_to_compile(
+    model: EnergyModel, loss: LossSection, batch: Batch, weights: Tensor
+) -> tuple[CompiledStep | None, str | None]:
+    """The compiled step if it agrees with the eager one on this batch, or the reason why there is none."""
+    try:
+        compiled = CompiledStep(model, loss, batch, weights)
+        difference = largest_difference(compiled, batch, weights)
+    except Exception as error:  # noqa: BLE001 - whatever the compiler raises, eager steps go on and say why
+        return None, in_a_line(error)
+    if compiled.failure is not None:
+        return None, compiled.failure
+    if not difference <= TOLERANCE[weights.dtype]:
+        return None, f"the compiled step differs from the eager one by {difference:.1e} (relative)"
+    return compiled, None
+
+
 class _WithGradients(torch.autograd.Function):
     """A loss whose gradients are known already: lets Lightning, DDP and accumulation work as with any loss."""
 

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from modelforge.atoms.graph import Batch
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.potentials.schnet import SchNetSection
-from modelforge.training import compilation
+from modelforge.training import step as step_module
 from modelforge.training.compilation import EAGER_STEPS, WORTH_STEPS, StepCompiler
 from modelforge.training.eager_step import EagerStep, StepResult
 from modelforge.training.loss import LossSection
@@ -56,7 +56,9 @@ def compiled(request) -> Iterator[CompiledStep]:
     real = torch.compile
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", lambda graph, **options: real(graph, backend=DTYPES[dtype], **options))
-        yield CompiledStep(small_model(dtype), LOSS, batch(4, dtype), weights(dtype))
+        step = CompiledStep(small_model(dtype), LOSS, batch(4, dtype), weights(dtype))
+        yield step
+        assert step.failure is None, "an eager result in the place of a compiled one agrees with anything"
 
 
 @pytest.mark.parametrize("num_structures", SIZES)
@@ -111,7 +113,7 @@ def test_batches_that_cannot_be_compiled_run_eagerly(compiled: CompiledStep, ato
 
 
 def compiler_with(monkeypatch: pytest.MonkeyPatch, replacement: object, **options: object) -> tuple[StepCompiler, list[str]]:
-    monkeypatch.setattr(compilation, "CompiledStep", replacement)
+    monkeypatch.setattr(step_module, "CompiledStep", replacement)
     arguments = {"mode": True, "total_steps": 10, **options}
     compiler = StepCompiler(small_model(torch.float64), LOSS, **arguments)  # type: ignore[arg-type]
     messages: list[str] = []
@@ -124,7 +126,7 @@ def distorted(change: str) -> type:
 
     class Distorted:
         def __init__(self, model: EnergyModel, loss: LossSection, sample: Batch, weights: Tensor) -> None:
-            self.eager, self.parameters = EagerStep(model, loss), list(model.parameters())
+            self.eager, self.parameters, self.failure = EagerStep(model, loss), list(model.parameters()), None
 
         def __call__(self, sample: Batch, weights: Tensor) -> StepResult:
             result = self.eager(sample, weights)
@@ -190,6 +192,29 @@ def test_a_long_run_switches_at_a_fixed_step(monkeypatch):
         assert compiler.step(number, batch(2, torch.float64), weights(torch.float64)) is compiler.eager
     assert started
     assert compiler.step(EAGER_STEPS, batch(2, torch.float64), weights(torch.float64)) is compiler.compiled
+
+
+def test_a_compiler_that_fails_at_a_later_size_leaves_eager_steps_and_the_reason(monkeypatch):
+    compiler, messages = compiler_with(monkeypatch, distorted("nothing"))
+    sample = batch(2, torch.float64)
+    step = compiler.step(0, sample, weights(torch.float64))
+    step.failure = "RuntimeError: no more memory"
+    assert compiler.step(1, sample, weights(torch.float64)) is compiler.eager
+    assert messages[-1] == "not compiled any more, eager steps go on: RuntimeError: no more memory"
+
+
+def test_another_process_compiles_what_this_one_needs():
+    """A real process; what it leaves in Inductor's cache makes the switch quick, and the result is the eager one."""
+    model, sample = small_model(torch.float32), batch(4, torch.float32)
+    compiler = StepCompiler(model, LOSS, mode="auto", total_steps=WORTH_STEPS)
+    messages: list[str] = []
+    compiler.tell = messages.append
+    assert compiler.step(0, sample, weights(torch.float32)) is compiler.eager
+    step = compiler.step(EAGER_STEPS, sample, weights(torch.float32))
+    assert messages[0] == f"compiling beside the training; compiled steps from step {EAGER_STEPS} on"
+    assert messages[1].startswith("compiled steps from here on (agree with eager; ")
+    assert isinstance(step, CompiledStep)
+    assert largest_difference(step, sample, weights(torch.float32)) < TOLERANCE[torch.float32]
 
 
 def test_a_batch_that_cannot_be_compiled_leaves_the_decision_to_the_next(monkeypatch):
