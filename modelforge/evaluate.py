@@ -48,7 +48,7 @@ def evaluate(
     constants = trained.constants()
     table = structure_table(structures, cutoff=trained.cutoff, self_energies=constants, dtype=trained.dtype)
     model = trained.model.to(device).eval()
-    sums = ErrorSums(len(structures.subset_names)).to(device)
+    sums = ErrorSums(len(structures.subset_names), over_processes=False).to(device)
     with_stress = bool(structures.periodic.all(axis=1).any())
     predictions: list[Prediction] = []
     for batch in EvaluationBatches(table, batch_size):

@@ -31,8 +31,8 @@ class ErrorSums(Metric):
     by_subset: Tensor  # (subsets, COLUMNS)
     by_element: Tensor  # (119, 3) forces of the atoms of each element
 
-    def __init__(self, num_subsets: int = 1) -> None:
-        super().__init__()
+    def __init__(self, num_subsets: int = 1, *, over_processes: bool = True) -> None:
+        super().__init__(sync_on_compute=over_processes)
         sums = torch.zeros(num_subsets, COLUMNS, dtype=torch.float64)
         self.add_state("by_subset", sums, dist_reduce_fx="sum")
         self.add_state("by_element", torch.zeros(NUM_ATOMIC_NUMBERS, 3, dtype=torch.float64), dist_reduce_fx="sum")

@@ -22,6 +22,7 @@ QUIET = (
     ".*pin_memory.*",
     ".*is not supported by the dataloader.*",
     ".*Checkpoint directory.*",
+    ".*Grad strides do not match bucket view strides.*",
 )
 
 
