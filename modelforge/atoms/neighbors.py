@@ -30,15 +30,6 @@ class Edges:
     reverse: NDArray[np.int32]  # (E,) place of the edge sender <- receiver among its structure's edges
 
 
-@dataclass(frozen=True, eq=False)
-class _Pairs:
-    structure: Integers  # (E,)
-    receiver: Integers  # (E,) atom of its structure
-    sender: Integers  # (E,) atom of its structure
-    shift: NDArray[np.int32]  # (E, 3) whole lattice vectors
-    vectors: Floats  # (E, 3)
-
-
 def find_edges(num_atoms: Integers, positions: Floats, cell: Floats, periodic: NDArray[np.bool_], *, cutoff: float) -> Edges:
     """Edges of structures given by columns (S,), (N, 3) angstrom, (S, 3, 3) angstrom, (S, 3), for a cutoff in angstrom."""
     offsets = np.concatenate([[0], np.cumsum(num_atoms)])
@@ -46,10 +37,9 @@ def find_edges(num_atoms: Integers, positions: Floats, cell: Floats, periodic: N
     for begin, end, is_molecules in _portions(num_atoms, periodic):
         atoms = positions[offsets[begin] : offsets[end]]
         if is_molecules:
-            pairs = _all_pairs(num_atoms[begin:end], atoms, cutoff)
+            parts.append(_all_pairs(num_atoms[begin:end], atoms, cutoff))
         else:
-            pairs = _cell_list(atoms, cell[begin], periodic[begin], cutoff)
-        parts.append(_sorted_edges(pairs, num_structures=end - begin))
+            parts.append(_cell_list(atoms, cell[begin], periodic[begin], cutoff))
     names = ("num_edges", "receivers", "senders", "vectors", "reverse")
     return Edges(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
@@ -71,35 +61,39 @@ def _portions(num_atoms: Integers, periodic: NDArray[np.bool_]) -> Iterator[tupl
         yield begin, len(num_atoms), True
 
 
-def _all_pairs(num_atoms: Integers, positions: Floats, cutoff: float) -> _Pairs:
-    """Pairs within molecules by comparing all; no loop over structures."""
-    partners = np.repeat(num_atoms, num_atoms)  # atoms of each atom's molecule, (N,)
-    first_atom = np.repeat(np.cumsum(num_atoms) - num_atoms, num_atoms)  # (N,)
+def _all_pairs(num_atoms: Integers, positions: Floats, cutoff: float) -> Edges:
+    """Edges of molecules by comparing all pairs; no loop over structures, and no sorting, as pairs come in order."""
+    structure = np.repeat(np.arange(len(num_atoms)), num_atoms)  # (N,)
+    partners = num_atoms[structure]  # atoms of each atom's molecule, (N,)
+    first_atom = (np.cumsum(num_atoms) - num_atoms)[structure]  # (N,)
+    first_pair = np.cumsum(partners) - partners  # (N,) pair (i, j) is number first_pair[i] + place of j in its molecule
     receiver = np.repeat(np.arange(len(partners)), partners)
-    sender = np.arange(len(receiver)) - np.repeat(np.cumsum(partners) - partners - first_atom, partners)
+    sender = np.arange(len(receiver)) - (first_pair - first_atom)[receiver]
     vectors = positions[sender] - positions[receiver]
     near = (np.einsum("ij,ij->i", vectors, vectors) < cutoff**2) & (sender != receiver)
+    place_of_edge = np.cumsum(near) - 1  # of each pair that is one
     receiver, sender = receiver[near], sender[near]
-    structure = np.repeat(np.arange(len(num_atoms)), num_atoms)
-    return _Pairs(
-        structure[receiver],
-        receiver - first_atom[receiver],
-        sender - first_atom[sender],
-        np.zeros((len(receiver), 3), dtype=np.int32),
+    num_edges = np.bincount(structure[receiver], minlength=len(num_atoms))
+    first_edge = (np.cumsum(num_edges) - num_edges)[structure[receiver]]
+    reverse = place_of_edge[first_pair[sender] + receiver - first_atom[receiver]]
+    return Edges(
+        num_edges,
+        (receiver - first_atom[receiver]).astype(np.int32),
+        (sender - first_atom[sender]).astype(np.int32),
         vectors[near],
+        (reverse - first_edge).astype(np.int32),
     )
 
 
-def _cell_list(positions: Floats, cell: Floats, periodic: NDArray[np.bool_], cutoff: float) -> _Pairs:
-    """Pairs of one structure by vesin's cell list."""
+def _cell_list(positions: Floats, cell: Floats, periodic: NDArray[np.bool_], cutoff: float) -> Edges:
+    """Edges of one structure by vesin's cell list."""
     box = np.where(periodic[:, None], cell, 0.0)  # a vector along which the structure is not periodic means nothing
     calculator = vesin.NeighborList(cutoff=cutoff, full_list=True)
     receiver, sender, shift = calculator.compute(points=positions, box=_completed(box), periodic=periodic, quantities="ijS")
     receiver, sender, shift = (np.asarray(part, dtype=np.int64) for part in (receiver, sender, shift))
     vectors = positions[sender] - positions[receiver] + shift @ box
     near = np.einsum("ij,ij->i", vectors, vectors) < cutoff**2
-    structure = np.zeros(int(near.sum()), dtype=np.int64)
-    return _Pairs(structure, receiver[near], sender[near], shift[near].astype(np.int32), vectors[near])
+    return _sorted_edges(receiver[near], sender[near], shift[near], vectors[near])
 
 
 def _completed(box: Floats) -> Floats:
@@ -109,21 +103,19 @@ def _completed(box: Floats) -> Floats:
     return np.concatenate([box[~missing], complement])[np.argsort(np.argsort(missing, kind="stable"), kind="stable")]
 
 
-def _sorted_edges(pairs: _Pairs, *, num_structures: int) -> Edges:
-    structure, receiver, sender, shift = pairs.structure, pairs.receiver, pairs.sender, pairs.shift
-    order = np.lexsort((*shift.T[::-1], sender, receiver, structure))
-    mirrored = np.lexsort((*-shift.T[::-1], receiver, sender, structure))
+def _sorted_edges(receiver: Integers, sender: Integers, shift: Integers, vectors: Floats) -> Edges:
+    """Edges of one structure in order, with their reverse edges."""
+    order = np.lexsort((*shift.T[::-1], sender, receiver))
     # Both orders walk through the same keys, one by (receiver, sender, shift), the other by those of the reverse edge.
+    mirrored = np.lexsort((*-shift.T[::-1], receiver, sender))
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
-    reverse = np.empty(len(order), dtype=np.int64)
+    reverse = np.empty(len(order), dtype=np.int32)
     reverse[rank[mirrored]] = np.arange(len(order))
-    num_edges = np.bincount(structure, minlength=num_structures)
-    first_edge = np.cumsum(num_edges) - num_edges
     return Edges(
-        num_edges,
+        np.array([len(order)]),
         receiver[order].astype(np.int32),
         sender[order].astype(np.int32),
-        pairs.vectors[order],
-        (reverse - first_edge[structure[order]]).astype(np.int32),
+        vectors[order],
+        reverse,
     )

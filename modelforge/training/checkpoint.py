@@ -1,5 +1,6 @@
 """Checkpoints: plain tensors and numbers, written at once or not at all, read without executing anything."""
 
+import pickle
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -10,6 +11,7 @@ from modelforge.files import replacing
 from modelforge.training.task import TaskState
 
 SCHEMA = 1
+DAMAGED = (OSError, EOFError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError)  # what torch raises for damaged files
 
 
 class Checkpoint(TypedDict):
@@ -18,7 +20,7 @@ class Checkpoint(TypedDict):
     schema: int
     experiment: str  # the resolved experiment, TOML
     task: TaskState
-    keeper: dict[str, Any]  # best loss, patience, rows of metrics.csv, training time
+    keeper: dict[str, Any]  # best loss, patience, training time
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -31,7 +33,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU."""
     try:
         checkpoint: Checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except DAMAGED as error:
         raise UserError(
             f"{path}: cannot be read as a checkpoint ({type(error).__name__}); delete it to start from the beginning, "
             "or restore a good copy"

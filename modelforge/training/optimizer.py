@@ -9,32 +9,29 @@ from torch.optim import Adam, AdamW, Optimizer
 from modelforge.section import Fraction, NonNegative, Positive, Section
 
 
-class AdamSection(Section):
+class AdamFields(Section):
+    """What Adam and AdamW have in common."""
+
+    learning_rate: Positive = 1e-3
+    """Learning rate after warm-up."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay rates of the running means of the gradient and of its square."""
+    epsilon: Positive = 1e-8
+    """Added to the root of the mean square gradient."""
+    amsgrad: bool = False
+    """Divide by the largest mean square so far (AMSGrad)."""
+
+
+class AdamSection(AdamFields):
     """Adam (Kingma and Ba, arXiv:1412.6980)."""
 
     name: Literal["adam"] = "adam"
-    learning_rate: Positive = 1e-3
-    """Learning rate after warm-up."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Decay rates of the running means of the gradient and of its square."""
-    epsilon: Positive = 1e-8
-    """Added to the root of the mean square gradient."""
-    amsgrad: bool = False
-    """Divide by the largest mean square so far (AMSGrad)."""
 
 
-class AdamWSection(Section):
+class AdamWSection(AdamFields):
     """AdamW: Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101)."""
 
     name: Literal["adamw"] = "adamw"
-    learning_rate: Positive = 1e-3
-    """Learning rate after warm-up."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Decay rates of the running means of the gradient and of its square."""
-    epsilon: Positive = 1e-8
-    """Added to the root of the mean square gradient."""
-    amsgrad: bool = False
-    """Divide by the largest mean square so far (AMSGrad)."""
     weight_decay: NonNegative = 0.0
     """Decay of matrices per step, as a multiple of the learning rate; biases and vectors do not decay."""
 

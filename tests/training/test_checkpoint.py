@@ -1,0 +1,51 @@
+"""Checkpoints: a damaged one is a clear error, and writing one leaves the old or the new, nothing else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from modelforge.errors import UserError
+from modelforge.training.checkpoint import SCHEMA, load_checkpoint, save_checkpoint
+
+STATE = {"schema": SCHEMA, "experiment": "", "task": {"weights": {"w": torch.arange(1000.0)}}, "keeper": {}}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    save_checkpoint(tmp_path / "last.ckpt", STATE)
+    return tmp_path / "last.ckpt"
+
+
+def test_a_checkpoint_comes_back(path: Path):
+    assert torch.equal(load_checkpoint(path)["task"]["weights"]["w"], torch.arange(1000.0))
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_a_clear_error(path: Path, part: float):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(
+        UserError, match=r"last\.ckpt: cannot be read as a checkpoint .*; delete it to start from the beginning"
+    ):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_of_another_version_is_refused(path: Path):
+    save_checkpoint(path, {**STATE, "schema": SCHEMA + 1})
+    with pytest.raises(UserError, match="checkpoint of another version"):
+        load_checkpoint(path)
+
+
+def test_a_failed_write_leaves_the_old_checkpoint_and_no_debris(path: Path, monkeypatch):
+    before = path.read_bytes()
+
+    def full(*arguments: object) -> None:
+        Path(str(arguments[1])).write_bytes(b"half a checkp")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, STATE)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
