@@ -58,7 +58,8 @@ def draw_parity(axes: np.ndarray, path: Path, name: str) -> None:
     middle = energies.mean()
     draw_pairs(axes[0], forces, predicted_forces, unit="eV/Å", scale=1e3, title=f"forces, {name}")
     pairs = (energies - middle, predicted_energies - middle)
-    draw_pairs(axes[1], *pairs, unit="eV", scale=1e3, title=f"energy less {middle:.2f} eV, {name}")
+    draw_pairs(axes[1], *pairs, unit="eV", scale=1e3, title=f"energies, {name}")
+    axes[1].set_xlabel(f"reference, less {middle:.2f} eV (eV)")
 
 
 def draw_pairs(axis: Axes, reference: np.ndarray, predicted: np.ndarray, *, unit: str, scale: float, title: str) -> None:
