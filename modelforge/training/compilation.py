@@ -18,7 +18,7 @@ from modelforge.training.step import CompiledStep, fits_compilation, try_to_comp
 
 CompileMode = Literal["auto"] | bool
 EAGER_STEPS = 500  # with "auto" the steps that run eagerly while another process compiles
-WORTH_STEPS = 5_000  # with "auto" the length of a run from which compiling (half a minute) pays
+WORTH_STEPS = 15_000  # with "auto" the length of a run from which compiling pays: a minute for some milliseconds a step
 Tell = Callable[[str], None]
 
 
