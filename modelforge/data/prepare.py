@@ -4,7 +4,7 @@ S structures.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from modelforge.data.structures import Floats, Integers, Structures
 from modelforge.errors import UserError
 
 CLOSEST_DISTANCE = 0.05  # angstrom; below it two atoms are one atom written twice
-LABELS = ("energy", "forces", "stress")
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,8 +225,3 @@ def _fingerprints(structures: Structures) -> Floats:
     of_atoms = structures.positions @ weights[:3] * weights[3 + structures.atomic_numbers]
     place = np.arange(len(of_atoms)) - np.repeat(structures.offsets[:-1], structures.num_atoms)
     return np.add.reduceat(of_atoms * np.sqrt(place + 1.0), structures.offsets[:-1])
-
-
-def without_labels(structures: Structures) -> Structures:
-    """The same structures with every label missing."""
-    return replace(structures, **{name: np.full_like(getattr(structures, name), np.nan) for name in LABELS})

@@ -40,7 +40,6 @@ class KeeperState:
     """What the keeper continues from."""
 
     best_loss: float = float("inf")
-    best_step: int = 0
     validations_without_improvement: int = 0
     seconds: float = 0.0
 
@@ -210,7 +209,7 @@ class RunKeeper(pl.Callback):
         is_best = validation_loss < self.state.best_loss
         counts = validation_loss < self.state.best_loss * (1.0 - self.section.early_stopping.threshold)
         if is_best:
-            self.state.best_loss, self.state.best_step = validation_loss, task.steps
+            self.state.best_loss = validation_loss
         self.state.validations_without_improvement = 0 if counts else self.state.validations_without_improvement + 1
         validation = Validation(
             step=task.steps,
