@@ -96,7 +96,7 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
     task = TrainingTask(
         model, training, compiler, steps_per_epoch=steps_per_epoch, total_steps=total_steps, num_subsets=num_subsets
     )
-    keeper = RunKeeper(training, folder.path, resolved, [])
+    keeper = RunKeeper(training, folder.path, experiment=resolved, length=json.dumps(length_of(experiment)))
     if folder.last_checkpoint.exists():
         checkpoint = load_checkpoint(folder.last_checkpoint)
         task.restore(checkpoint["task"])
@@ -107,7 +107,7 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
 def fit(run: Run) -> None:
     """Train from where the run stands to its end; `Interrupted` if a signal asks to stop."""
     task, training = run.task, run.experiment.training
-    if task.steps >= task.total_steps:
+    if run.keeper.has_ended or task.steps >= task.total_steps:
         return
     run.keeper.listeners, bar = _listeners(run)
     run.trainer.callbacks.append(run.keeper)  # type: ignore[attr-defined]
@@ -135,8 +135,9 @@ def finish(run: Run) -> Results:
             run.log.line(f"note: {name}: {note}")
     results = _results(run, trained, metrics)
     write_text(run.folder.results, json.dumps(results, indent=2) + "\n")
-    run.log.line(f"finished: {run.keeper.reason} after {duration(run.keeper.state.seconds)}; tested weights: {trained.weights}")
-    run.log.console.print(error_table(results))
+    run.log.line(f"finished: {_reason(run)} after {duration(run.keeper.state.seconds)}; tested weights: {trained.weights}")
+    run.log.table(error_table(results))
+    run.log.line(f"run folder: {run.folder.path}")
     return results
 
 
@@ -157,11 +158,16 @@ def best_potential(run: Run) -> TrainedPotential:
     )
 
 
+def _reason(run: Run) -> str:
+    """Why the training ended; a run whose length was cut down below what it has ends without a step."""
+    return run.keeper.state.reason or "max_epochs reached"
+
+
 def _results(run: Run, trained: TrainedPotential, metrics: dict[str, Any]) -> Results:
     speeds = run.keeper.metrics.column("structures_per_second")
     return {
         "status": "finished",
-        "reason": run.keeper.reason,
+        "reason": _reason(run),
         "version": __version__,
         "epochs": run.task.steps / run.task.steps_per_epoch,
         "steps": run.task.steps,

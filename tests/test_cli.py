@@ -124,6 +124,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weights(
         assert all(torch.isfinite(weight).all() for weight in weights.values())
 
 
+def test_the_log_holds_what_the_console_said_without_control_characters(folder: Path) -> None:
+    output = output_of("train", "--config", "x.toml")
+    log = (folder / "runs" / "x" / "log.txt").read_text()
+    for words in ("potential: schnet", "errors (best epoch 1, EMA)", "validation", f"run folder: {folder}/runs/x"):
+        assert words in output
+        assert words in log
+    assert "\x1b" not in log
+
+
 def test_event_files_for_tensorboard_are_written_on_request(folder: Path) -> None:
     pytest.importorskip("tensorboard")
     output_of("train", "--config", "x.toml", "--set", "runtime.tensorboard=true")

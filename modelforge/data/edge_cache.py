@@ -49,9 +49,9 @@ def _key(structures: Structures, cutoff: float) -> str:
 def _read(path: Path) -> Edges | None:
     """Edges of the cache; a file that is not there or damaged is as good as none."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             return Edges(**{name: kept[name] for name in NAMES})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
 
 

@@ -13,6 +13,7 @@ from modelforge.training.listener import Validation
 from modelforge.training.metrics import Errors
 
 REFRESH = 8  # per second
+LOG_WIDTH = 128  # of tables in log.txt
 WINDOW = 15  # seconds over which the pace is measured
 
 
@@ -29,6 +30,13 @@ class RunLog:
             self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
         if self._file:
             self._file.write(text + "\n")
+            self._file.flush()
+
+    def table(self, table: Table) -> None:
+        """A table, in the log as plain text."""
+        self.console.print(table)
+        if self._file:
+            Console(file=self._file, width=LOG_WIDTH, color_system=None).print(table)
             self._file.flush()
 
     def close(self) -> None:

@@ -42,16 +42,18 @@ class KeeperState:
     best_loss: float = float("inf")
     validations_without_improvement: int = 0
     seconds: float = 0.0
+    reason: str = ""  # why the run ended, once it has
+    ended_with: str = ""  # the keys that decided on that: with others it may go on
 
 
 class RunKeeper(pl.Callback):
     """Keeps a run in its folder."""
 
-    def __init__(self, section: TrainingSection, folder: Path, experiment: str, listeners: list[Listener]) -> None:
-        self.section, self.folder, self.experiment, self.listeners = section, folder, experiment, listeners
+    def __init__(self, section: TrainingSection, folder: Path, *, experiment: str, length: str) -> None:
+        self.section, self.folder, self.experiment, self.length = section, folder, experiment, length
+        self.listeners: list[Listener] = []
         self.state = KeeperState()
         self.metrics = MetricsFile(folder / "metrics.csv")
-        self.reason = "max_epochs reached" if section.max_steps is None else "max_steps reached"
         self.stop_signal = StopSignal()
         self._begun = self._checked = time.perf_counter()
         self._saved = time.perf_counter() - SECONDS_BETWEEN_SAVES  # the first validation is saved at once
@@ -64,6 +66,11 @@ class RunKeeper(pl.Callback):
         self.state = KeeperState(**state)
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the training came to its end before, by the same keys as now; only its test may be missing."""
+        return self.state.ended_with == self.length
+
+    @property
     def seconds(self) -> float:
         """Training time, over all resumptions."""
         return self.state.seconds + time.perf_counter() - self._begun
@@ -73,6 +80,7 @@ class RunKeeper(pl.Callback):
         task = _task(pl_module)
         self._begun = time.perf_counter()
         task.compiler.tell = self.say
+        self.state.reason = self.state.ended_with = ""
         if trainer.is_global_zero:
             self.metrics.keep_until(task.steps)
         for listener in self.listeners:
@@ -117,12 +125,10 @@ class RunKeeper(pl.Callback):
         if not self._time_to_look(trainer, task):
             return
         if self._agreed(trainer, self.stop_signal.number is not None):
-            self._check_finite(task, "training", float(task.training_loss[0]))
             self.save(trainer, task)
             raise Interrupted(f"{self.stop_signal.name} at step {task.steps}")
         self._look_for_limits(trainer, task)
         if time.perf_counter() - self._saved > SECONDS_BETWEEN_SAVES_IN_A_STRETCH and trainer.world_size == 1:
-            self._check_finite(task, "training", float(task.training_loss[0]))
             self.save(trainer, task)
 
     def _time_to_look(self, trainer: pl.Trainer, task: TrainingTask) -> bool:
@@ -143,7 +149,7 @@ class RunKeeper(pl.Callback):
         if self.section.max_steps is not None and task.optimizer_steps >= self.section.max_steps:
             trainer.should_stop = True
         elif limit is not None and self._agreed(trainer, self.seconds > limit) and not trainer.should_stop:
-            self.reason = f"max_time ({self.section.max_time}) reached"
+            self.state.reason = f"max_time ({self.section.max_time}) reached"
             trainer.should_stop = True
 
     def _agreed(self, trainer: pl.Trainer, wish: bool) -> bool:
@@ -159,11 +165,14 @@ class RunKeeper(pl.Callback):
         task.learning_rate.after_validation(validation.validation_loss, task.steps)
         patience = self.section.early_stopping.patience
         if patience is not None and self.state.validations_without_improvement >= patience:
-            self.reason = f"early stopping: no improvement of the validation loss in {patience} validations"
+            self.state.reason = f"early stopping: no improvement of the validation loss in {patience} validations"
             trainer.should_stop = True
         self._look_for_limits(trainer, task)
         self._record(trainer, task, validation)
         is_over = trainer.should_stop or task.steps >= task.total_steps
+        if is_over:
+            self.state.reason = self.state.reason or _usual_reason(task, self.section)
+            self.state.ended_with = self.length
         is_interrupted = self._agreed(trainer, self.stop_signal.number is not None) and not is_over
         if is_over or is_interrupted or time.perf_counter() - self._saved > SECONDS_BETWEEN_SAVES:
             self.save(trainer, task)
@@ -186,9 +195,10 @@ class RunKeeper(pl.Callback):
         next_stretch(_data(trainer), _task(pl_module), self.section)
 
     def save(self, trainer: pl.Trainer, task: TrainingTask) -> None:
-        """Write last.ckpt, and best.ckpt where there is a better one than on disk."""
+        """Write last.ckpt, and best.ckpt where there is a better one than on disk; never weights that are not finite."""
         if not trainer.is_global_zero:
             return
+        self._check_finite(task, "training", float(task.training_loss[0]))
         self._save_best()
         save_checkpoint(self.folder / "checkpoints" / "last.ckpt", self._checkpoint(task))
         self._saved = time.perf_counter()
@@ -255,6 +265,11 @@ def num_stretches(task: TrainingTask, section: TrainingSection) -> int:
     """Validations that are still to come."""
     length = section.validation_interval(task.steps_per_epoch)
     return -(-task.total_steps // length) - task.steps // length
+
+
+def _usual_reason(task: TrainingTask, section: TrainingSection) -> str:
+    has_all_steps = section.max_steps is not None and task.optimizer_steps >= section.max_steps
+    return "max_steps reached" if has_all_steps else "max_epochs reached"
 
 
 def _task(module: pl.LightningModule) -> TrainingTask:

@@ -143,7 +143,7 @@ def _traced(eager: EagerStep, num_parameters: int, tensors: Sequence[Tensor], *,
             traced.graph.erase_node(node)
     traced.graph.eliminate_dead_code()
     traced.recompile()
-    return GraphModule(torch.nn.Module(), traced.graph) if not list(traced.parameters()) else traced
+    return traced
 
 
 class _Substituted:

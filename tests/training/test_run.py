@@ -360,8 +360,21 @@ def test_the_time_limit_ends_a_run_with_a_validation_and_a_test(data: Path, tmp_
 
 def test_early_stopping_ends_a_run_after_its_patience(data: Path, tmp_path: Path):
     run(data, tmp_path / "run", "training.early_stopping.patience=2", "training.early_stopping.threshold=0.9")
-    assert "early stopping" in results(tmp_path / "run")["reason"]
+    found = results(tmp_path / "run")
+    assert "early stopping" in found["reason"]
     assert len(rows(tmp_path / "run")) == 3
+
+
+def test_a_run_that_is_cut_between_its_end_and_its_test_is_only_tested(data: Path, tmp_path: Path):
+    settings = ["training.early_stopping.patience=2", "training.early_stopping.threshold=0.9"]
+    run(data, tmp_path / "run", *settings)
+    before, weights = results(tmp_path / "run"), checkpoint(tmp_path / "run", "last.ckpt")
+    (tmp_path / "run" / "results.json").unlink()
+    run(data, tmp_path / "run", *settings)
+    after = results(tmp_path / "run")
+    measured = {"peak_memory_mb", "training_seconds"}
+    assert {key: after[key] for key in after.keys() - measured} == {key: before[key] for key in before.keys() - measured}
+    assert_same_bits(weights, checkpoint(tmp_path / "run", "last.ckpt"))
 
 
 def test_signal_handlers_are_those_from_before(data, tmp_path, monkeypatch):
