@@ -4,7 +4,7 @@ Legend: S structures, N atoms of all structures together (structure s owns the a
 Units: eV, angstrom, eV/angstrom, eV/angstrom^3. A missing label is NaN.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -68,6 +68,22 @@ class Structures:
     def atoms_of(self, chosen: Integers) -> Integers:
         """Indices of the atoms of the chosen structures, in the order of the choice, (sum of num_atoms,)."""
         return ragged_arange(self.offsets[:-1][chosen], self.num_atoms[chosen])
+
+    def slice(self, first: int, last: int) -> "Structures":
+        """The structures first to last (exclusive), without copying."""
+        begin, end = int(self.num_atoms[:first].sum()), int(self.num_atoms[:last].sum())
+        columns = {name: getattr(self, name)[first:last] for name in STRUCTURE_COLUMNS}
+        columns |= {name: getattr(self, name)[begin:end] for name in ATOM_COLUMNS}
+        return replace(self, **columns)
+
+    def pieces(self, max_atoms: int = 500_000) -> Iterator["Structures"]:
+        """Consecutive structures, without copying, in pieces of at most so many atoms, or of one structure."""
+        offsets = self.offsets
+        first = 0
+        while first < len(self):
+            last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + max_atoms, side="right")) - 1)
+            yield self.slice(first, last)
+            first = last
 
     def take(self, chosen: Integers) -> "Structures":
         """The chosen structures, in the order of the choice."""
