@@ -27,6 +27,8 @@ ForceUnit = Literal[
     "kJ/mol/nm",
 ]
 StressUnit = Literal["eV/angstrom^3", "meV/angstrom^3", "hartree/bohr^3", "rydberg/bohr^3", "GPa", "kbar", "bar"]
+DipoleUnit = Literal["e*angstrom", "e*bohr", "e*nm", "debye"]
+QuadrupoleUnit = Literal["e*angstrom^2", "e*bohr^2", "e*nm^2", "debye*angstrom"]
 
 ENERGY_IN_EV: dict[EnergyUnit, float] = {
     "eV": 1.0,

@@ -1,17 +1,27 @@
 """`Structures`: labelled structures as flat columns; there is no Python object per structure.
 
 Legend: S structures, N atoms of all structures together (structure s owns the atoms `offsets[s]:offsets[s+1]`).
-Units: eV, angstrom, eV/angstrom, eV/angstrom^3. A missing label is NaN.
+Units: eV, angstrom, eV/angstrom, eV/angstrom^3, elementary charges. A missing label is NaN. The arrays may be memory-mapped.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Array = NDArray[Any]
+
+ABSENT: Array = np.empty(0)
+"""Stands for a column in which everything is missing."""
+
+
+def _absent() -> Array:
+    return ABSENT
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,34 +29,48 @@ class Structures:
     """Labelled structures in columns."""
 
     num_atoms: Integers  # (S,)
-    atomic_numbers: Integers  # (N,)
+    atomic_numbers: NDArray[np.uint8]  # (N,)
     positions: Floats  # (N, 3) angstrom, not wrapped into the cell
     cell: Floats  # (S, 3, 3) angstrom, rows are the lattice vectors, zeros where there is none
     periodic: NDArray[np.bool_]  # (S, 3)
-    energy: Floats  # (S,) eV
-    forces: Floats  # (N, 3) eV/angstrom
-    stress: Floats  # (S, 3, 3) eV/angstrom^3, symmetric, tension positive
-    group: Integers  # (S,) structures of one group stay in one set of a split
-    subset: Integers  # (S,) index into `subset_names`
-    file: Integers  # (S,) index into `files`
-    index_in_file: Integers  # (S,) place of the structure in its file, from 0
+    energy: Floats = field(default_factory=_absent)  # (S,) eV
+    forces: Floats = field(default_factory=_absent)  # (N, 3) eV/angstrom
+    stress: Floats = field(default_factory=_absent)  # (S, 3, 3) eV/angstrom^3, symmetric, tension positive
+    total_charge: Floats = field(default_factory=_absent)  # (S,) elementary charges
+    spin_multiplicity: Floats = field(default_factory=_absent)  # (S,) 2S+1
+    dipole: Floats = field(default_factory=_absent)  # (S, 3) e*angstrom
+    quadrupole: Floats = field(default_factory=_absent)  # (S, 3, 3) e*angstrom^2, with the trace that the source gives it
+    partial_charges: Floats = field(default_factory=_absent)  # (N,) elementary charges
+    weight: Floats = field(default_factory=_absent)  # (S,) of the structure in the loss, 1 where nothing else was said
+    group: Integers = field(default_factory=_absent)  # (S,) structures of one group stay in one set; each its own by default
+    subset: Integers = field(default_factory=_absent)  # (S,) index into `subset_names`
+    file: Integers = field(default_factory=_absent)  # (S,) index into `files`
+    index_in_file: Integers = field(default_factory=_absent)  # (S,) place of the structure in its file, from 0
     subset_names: tuple[str, ...] = ("",)  # what `config_type` said; "" where it said nothing
-    files: tuple[str, ...] = ()
+    files: tuple[str, ...] = ("",)
+
+    def __post_init__(self) -> None:
+        for name, column in COLUMNS.items():
+            if getattr(self, name) is ABSENT:
+                num = len(self.atomic_numbers if column.per_atom else self.num_atoms)
+                numbered = np.arange(num) if name in ("group", "index_in_file") else column.absent(num)
+                object.__setattr__(self, name, numbered)
 
     def __len__(self) -> int:
         return len(self.num_atoms)
 
-    @property
+    @cached_property
     def offsets(self) -> Integers:
         """First atom of each structure, and the number of all atoms at the end, (S+1,)."""
-        return np.concatenate([[0], np.cumsum(self.num_atoms)])
+        return np.concatenate([[0], np.cumsum(self.num_atoms, dtype=np.int64)])
 
-    @property
+    @cached_property
     def elements(self) -> tuple[int, ...]:
         """Atomic numbers that occur, ascending."""
-        return tuple(np.flatnonzero(np.bincount(self.atomic_numbers)).tolist())
+        counts = sum(np.bincount(piece.atomic_numbers, minlength=256) for piece in self.pieces())
+        return tuple(np.flatnonzero(counts).tolist())
 
-    @property
+    @cached_property
     def has_energy(self) -> NDArray[np.bool_]:
         """Which structures carry an energy, (S,)."""
         return np.isfinite(self.energy)
@@ -61,6 +85,14 @@ class Structures:
         """Which structures carry a stress, (S,)."""
         return np.asarray(np.isfinite(self.stress).all(axis=(1, 2)))
 
+    def has(self, label: str) -> NDArray[np.bool_]:
+        """Which structures carry a label completely: all its components, of all their atoms, (S,)."""
+        column = COLUMNS[label]
+        if is_constant(getattr(self, label)):
+            return np.full(len(self), bool(np.isfinite(getattr(self, label)[:1]).all()))
+        complete = np.isfinite(getattr(self, label)).reshape(-1, int(np.prod(column.shape))).all(axis=1)
+        return np.logical_and.reduceat(complete, self.offsets[:-1]) if column.per_atom else complete
+
     def place(self, structure: int) -> str:
         """`file:index` of a structure, as messages name it."""
         return f"{self.files[self.file[structure]]}:{self.index_in_file[structure]}"
@@ -69,52 +101,104 @@ class Structures:
         """Indices of the atoms of the chosen structures, in the order of the choice, (sum of num_atoms,)."""
         return ragged_arange(self.offsets[:-1][chosen], self.num_atoms[chosen])
 
-    def slice(self, first: int, last: int) -> "Structures":
-        """The structures first to last (exclusive), without copying."""
-        begin, end = int(self.num_atoms[:first].sum()), int(self.num_atoms[:last].sum())
-        columns = {name: getattr(self, name)[first:last] for name in STRUCTURE_COLUMNS}
-        columns |= {name: getattr(self, name)[begin:end] for name in ATOM_COLUMNS}
-        return replace(self, **columns)
-
-    def pieces(self, max_atoms: int = 500_000) -> Iterator["Structures"]:
-        """Consecutive structures, without copying, in pieces of at most so many atoms, or of one structure."""
-        offsets = self.offsets
-        first = 0
-        while first < len(self):
-            last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + max_atoms, side="right")) - 1)
-            yield self.slice(first, last)
-            first = last
-
     def take(self, chosen: Integers) -> "Structures":
         """The chosen structures, in the order of the choice."""
         atoms = self.atoms_of(chosen)
-        columns = {name: getattr(self, name)[chosen] for name in STRUCTURE_COLUMNS}
-        columns |= {name: getattr(self, name)[atoms] for name in ATOM_COLUMNS}
-        return replace(self, **columns)
+        return self.with_columns(lambda column, values: _chosen(values, atoms if column.per_atom else chosen))
+
+    def slice(self, first: int, last: int) -> "Structures":
+        """The structures first to last (exclusive), without copying."""
+        begin, end = int(self.offsets[first]), int(self.offsets[last])
+        return self.with_columns(lambda column, values: values[begin:end] if column.per_atom else values[first:last])
+
+    def pieces(self, max_atoms: int = 500_000) -> Iterator["Structures"]:
+        """Consecutive structures, without copying, in pieces of at most so many atoms, or of one structure."""
+        first = 0
+        while first < len(self):
+            end = int(np.searchsorted(self.offsets, self.offsets[first] + max_atoms, side="right")) - 1
+            last = max(first + 1, end)
+            yield self.slice(first, last)
+            first = last
+
+    def with_columns(self, change: "ColumnChange") -> "Structures":
+        """The same structures with every column changed."""
+        return replace(self, **{name: change(column, getattr(self, name)) for name, column in COLUMNS.items()})
 
 
-ATOM_COLUMNS = ("atomic_numbers", "positions", "forces")
-STRUCTURE_COLUMNS = tuple(
-    field.name for field in fields(Structures) if field.name not in (*ATOM_COLUMNS, "subset_names", "files")
-)
+@dataclass(frozen=True)
+class Column:
+    """What a column holds for each structure or each atom."""
+
+    per_atom: bool
+    shape: tuple[int, ...]
+    dtype: str
+    missing: float = np.nan
+
+    def absent(self, num: int) -> Array:
+        """A column in which everything is missing; it takes no memory."""
+        return np.broadcast_to(np.array(self.missing, dtype=self.dtype), (num, *self.shape))
+
+
+COLUMNS = {
+    "num_atoms": Column(False, (), "int64", 0),
+    "atomic_numbers": Column(True, (), "uint8", 0),
+    "positions": Column(True, (3,), "float64"),
+    "cell": Column(False, (3, 3), "float64"),
+    "periodic": Column(False, (3,), "bool", 0),
+    "energy": Column(False, (), "float64"),
+    "forces": Column(True, (3,), "float64"),
+    "stress": Column(False, (3, 3), "float64"),
+    "total_charge": Column(False, (), "float64"),
+    "spin_multiplicity": Column(False, (), "float64"),
+    "dipole": Column(False, (3,), "float64"),
+    "quadrupole": Column(False, (3, 3), "float64"),
+    "partial_charges": Column(True, (), "float64"),
+    "weight": Column(False, (), "float64", 1.0),
+    "group": Column(False, (), "int64", 0),
+    "subset": Column(False, (), "int64", 0),
+    "file": Column(False, (), "int64", 0),
+    "index_in_file": Column(False, (), "int64", 0),
+}
+LABELS = ("energy", "forces", "stress", "total_charge", "spin_multiplicity", "dipole", "quadrupole", "partial_charges")
+
+ColumnChange = Callable[[Column, Array], Array]
+
+
+def is_constant(values: Array) -> bool:
+    """Whether a column is one value without memory of its own, as columns are in which everything is missing."""
+    return not any(values.strides)
+
+
+def _chosen(values: Array, chosen: Integers) -> Array:
+    """Some rows of a column; what is missing for all stays without memory."""
+    if is_constant(values) and len(values):
+        return np.broadcast_to(values[0], (len(chosen), *values.shape[1:]))
+    taken: Array = values[chosen]
+    return taken
 
 
 def ragged_arange(starts: Integers, counts: Integers) -> Integers:
     """`starts[0], starts[0]+1, ... (counts[0] of them), starts[1], ...`, (sum of counts,)."""
-    ends = np.cumsum(counts)
+    ends = np.cumsum(counts, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     places: Integers = np.arange(total) + np.repeat(starts - (ends - counts), counts)
     return places
 
 
 def concatenate(parts: Sequence[Structures]) -> Structures:
-    """All structures of `parts` one after the other; file and subset indices are renumbered."""
+    """All structures of `parts` one after the other; file and subset indices are renumbered, group numbers are not."""
     files = tuple(dict.fromkeys(name for part in parts for name in part.files))
     names = tuple(dict.fromkeys(name for part in parts for name in part.subset_names))
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in STRUCTURE_COLUMNS}
-    columns |= {name: np.concatenate([getattr(part, name) for part in parts]) for name in ATOM_COLUMNS}
+    columns = {name: _joined([getattr(part, name) for part in parts]) for name in COLUMNS}
     columns["file"] = np.concatenate([np.array([files.index(f) for f in part.files], int)[part.file] for part in parts])
     columns["subset"] = np.concatenate(
         [np.array([names.index(n) for n in part.subset_names], int)[part.subset] for part in parts]
     )
     return Structures(**columns, subset_names=names, files=files)
+
+
+def _joined(columns: Sequence[Array]) -> Array:
+    filled = [values for values in columns if len(values)]
+    if filled and all(is_constant(values) and np.array_equal(values[0], filled[0][0], equal_nan=True) for values in filled):
+        return np.broadcast_to(filled[0][0], (sum(map(len, columns)), *filled[0].shape[1:]))
+    return np.concatenate(columns)

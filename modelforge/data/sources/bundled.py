@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from modelforge.data.sources.extxyz import ExtendedXYZ, read_extxyz
-from modelforge.data.sources.read_report import Reading
-from modelforge.data.sources.source import DataSource
+from modelforge.data.sources.extxyz import ExtendedXYZ
+from modelforge.data.sources.source import DataSource, SourceFiles
 
 FOLDER = Path(__file__).parent / "quickstart"
 TESTS = ("test_300K", "test_600K")
@@ -28,14 +27,14 @@ class Quickstart(DataSource):
         """Energies of isolated atoms in their ground states, from the same programme."""
         return dict(ISOLATED_ATOMS)
 
-    def read(self) -> Reading:
+    def training_files(self) -> tuple[SourceFiles, ...]:
         """The 480 structures."""
-        return read_extxyz([FOLDER / "train.xyz"], FORMAT)
+        return (FORMAT.files([FOLDER / "train.xyz"]),)
 
-    def read_tests(self) -> dict[str, Reading]:
+    def test_files(self) -> dict[str, tuple[SourceFiles, ...]]:
         """The tests at 300 K and at 600 K."""
-        return {name: read_extxyz([FOLDER / f"{name}.xyz"], FORMAT) for name in TESTS}
+        return {name: (FORMAT.files([FOLDER / f"{name}.xyz"]),) for name in TESTS}
 
-    def read_files(self, paths: Sequence[Path]) -> Reading:
-        """Structures of other extended XYZ files, with the usual keys, in eV and angstrom."""
-        return read_extxyz(paths, FORMAT)
+    def files(self, paths: Sequence[Path]) -> SourceFiles:
+        """Other extended XYZ files, with the usual keys, in eV and angstrom."""
+        return FORMAT.files(paths)

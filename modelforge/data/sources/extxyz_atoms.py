@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from modelforge.data.sources.extxyz_frames import Frames, shown
 from modelforge.data.sources.extxyz_header import unquoted
-from modelforge.data.structures import Floats, Integers, ragged_arange
+from modelforge.data.structures import Floats, ragged_arange
 from modelforge.errors import UserError
 
 ATOMIC_NUMBERS = {symbol: number for symbol, number in ase_atomic_numbers.items() if number > 0}
@@ -64,6 +64,7 @@ class Wanted:
     species_are_symbols: bool
     positions: int
     forces: int | None
+    charges: int | None
 
     @property
     def dtype(self) -> np.dtype[np.void]:
@@ -74,6 +75,8 @@ class Wanted:
         }
         if self.forces is not None:
             records[self.forces] = ("forces", np.float64, 3)
+        if self.charges is not None:
+            records[self.charges] = ("partial_charges", np.float64, 1)
         fields, column = [], 0
         while column < self.num_columns:
             name, kind, width = records.get(column, (f"f{column}", UNUSED_WORD, 1))
@@ -84,11 +87,12 @@ class Wanted:
 
 @dataclass(frozen=True, eq=False)
 class AtomTable:
-    """The atoms of frames, in units of the file; NaN where a frame has no column of forces."""
+    """The atoms of frames, in units of the file; NaN where a frame has no column of a label."""
 
-    atomic_numbers: Integers  # (N,)
+    atomic_numbers: NDArray[np.uint8]  # (N,)
     positions: Floats  # (N, 3)
     forces: Floats  # (N, 3)
+    partial_charges: Floats  # (N,)
 
 
 @cache
@@ -108,7 +112,7 @@ def parse_layout(properties: str) -> Layout:
 
 
 @cache
-def wanted_columns(properties: str, forces_key: str) -> Wanted:
+def wanted_columns(properties: str, forces_key: str | None, charges_key: str | None) -> Wanted:
     """Find the columns to read, under the names that ASE knows; numbers go before symbols, as in ASE."""
     layout = parse_layout(properties)
     numbers = layout.find("Z", "numbers", width=1)
@@ -117,10 +121,13 @@ def wanted_columns(properties: str, forces_key: str) -> Wanted:
     species = symbols if numbers is None else numbers
     if species is None or positions is None:
         raise ValueError(f"must name the columns species (or Z) and pos (got {properties!r})")
-    forces = layout.find(forces_key, width=3)
+    forces = layout.find(forces_key, width=3) if forces_key else None
     if forces == positions:
         raise ValueError(f"the forces must be other columns than the positions (got {forces_key!r} for both)")
-    return Wanted(layout.num_columns, species, numbers is None, positions, forces)
+    charges = layout.find(charges_key, width=1) if charges_key else None
+    if charges == species:
+        raise ValueError(f"the partial charges must be another column than the elements (got {charges_key!r} for both)")
+    return Wanted(layout.num_columns, species, numbers is None, positions, forces, charges)
 
 
 def frames_by_properties(frames: Frames) -> dict[str, list[int]]:
@@ -131,25 +138,30 @@ def frames_by_properties(frames: Frames) -> dict[str, list[int]]:
     return chosen
 
 
-def read_atoms(frames: Frames, chosen: dict[str, list[int]], *, forces_key: str) -> AtomTable:
+def read_atoms(
+    frames: Frames, chosen: dict[str, list[int]], *, forces_key: str | None, charges_key: str | None = None
+) -> AtomTable:
     """The atoms of all frames; `chosen` divides the frames by their columns."""
     num_atoms = np.array(frames.num_atoms)
     first_atom = np.cumsum(num_atoms) - num_atoms
     total = int(num_atoms.sum())
-    table = AtomTable(np.zeros(total, np.int64), np.full((total, 3), np.nan), np.full((total, 3), np.nan))
+    table = AtomTable(np.zeros(total, np.uint8), *(np.full(shape, np.nan) for shape in ((total, 3), (total, 3), (total,))))
     for properties, members in chosen.items():
         atoms = ragged_arange(first_atom[members], num_atoms[members])
-        part = read_atoms_of(frames, members, properties=properties, forces_key=forces_key)
+        part = read_atoms_of(frames, members, properties=properties, forces_key=forces_key, charges_key=charges_key)
         table.atomic_numbers[atoms] = part.atomic_numbers
         table.positions[atoms] = part.positions
         table.forces[atoms] = part.forces
+        table.partial_charges[atoms] = part.partial_charges
     return table
 
 
-def read_atoms_of(frames: Frames, members: list[int], *, properties: str, forces_key: str) -> AtomTable:
+def read_atoms_of(
+    frames: Frames, members: list[int], *, properties: str, forces_key: str | None, charges_key: str | None
+) -> AtomTable:
     """The atoms of some frames with the same columns."""
     try:
-        wanted = wanted_columns(properties, forces_key)
+        wanted = wanted_columns(properties, forces_key, charges_key)
     except ValueError as error:
         raise UserError(f"{frames.place(members[0])}: Properties: {error}") from None
     try:
@@ -165,20 +177,21 @@ def parse_atoms(lines: list[bytes], wanted: Wanted) -> AtomTable:
     records = np.loadtxt(lines, dtype=wanted.dtype, comments=None, encoding="utf-8", ndmin=1)
     positions = records["positions"]
     forces = np.full_like(positions, np.nan) if wanted.forces is None else records["forces"]
-    if len(records) != len(lines) or not np.isfinite(positions).all() or np.isinf(forces).any():
+    charges = np.full(len(records), np.nan) if wanted.charges is None else records["partial_charges"]
+    if len(records) != len(lines) or not np.isfinite(positions).all() or np.isinf(forces).any() or np.isinf(charges).any():
         raise ValueError
     species = records["species"].copy()
-    return AtomTable(atomic_numbers(species, are_symbols=wanted.species_are_symbols), positions, forces)
+    return AtomTable(atomic_numbers(species, are_symbols=wanted.species_are_symbols), positions, forces, charges)
 
 
-def atomic_numbers(species: NDArray[np.bytes_], *, are_symbols: bool) -> Integers:
+def atomic_numbers(species: NDArray[np.bytes_], *, are_symbols: bool) -> NDArray[np.uint8]:
     """Atomic numbers of words that are symbols, in any case, or numbers; (N,) to (N,)."""
     words, index = np.unique(species.view(np.uint64), return_inverse=True)  # faster to compare than bytes
     texts = [word.decode() for word in words.view(SPECIES_WORD).tolist()]
     numbers = [ATOMIC_NUMBERS[text.capitalize()] if are_symbols else int(text) for text in texts]
     if not 1 <= min(numbers) <= max(numbers) <= LARGEST_ATOMIC_NUMBER:
         raise ValueError
-    return np.array(numbers)[index]
+    return np.array(numbers, dtype=np.uint8)[index]
 
 
 def first_fault(frames: Frames, members: list[int], wanted: Wanted) -> UserError:
@@ -201,7 +214,8 @@ def fault_in_line(line: bytes, wanted: Wanted) -> str | None:
     for column in range(wanted.positions, wanted.positions + 3):
         if not math.isfinite(as_number(words[column])):
             return f"must have a finite coordinate in column {column + 1}, has {words[column]!r}"
-    for column in () if wanted.forces is None else range(wanted.forces, wanted.forces + 3):
+    columns = () if wanted.forces is None else tuple(range(wanted.forces, wanted.forces + 3))
+    for column in columns if wanted.charges is None else (*columns, wanted.charges):
         if math.isinf(as_number(words[column])):
             return f"must have a number, or nan where it is missing, in column {column + 1}, has {words[column]!r}"
     return None if is_utf8(line) else "must be text in UTF-8"

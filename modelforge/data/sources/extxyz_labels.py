@@ -3,11 +3,13 @@
 Legend: F frames.
 """
 
+import math
+
 import numpy as np
 
 from modelforge.data.sources.extxyz_frames import Frames
 from modelforge.data.sources.extxyz_header import number, numbers, unquoted
-from modelforge.data.structures import Floats, Integers
+from modelforge.data.structures import ABSENT, Floats, Integers
 from modelforge.errors import UserError
 
 VOIGT = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]  # where xx xy xz, ... stand in xx yy zz yz xz xy
@@ -15,8 +17,10 @@ LARGEST_ASYMMETRY = 1e-2  # of a stress, relative to its largest component: more
 NOISE = 1e-6  # in any unit: below that, a stress may be as asymmetric as it likes
 
 
-def read_energies(frames: Frames, key: str) -> Floats:
+def read_energies(frames: Frames, key: str | None) -> Floats:
     """Energies in units of the file, NaN where there is none, (F,)."""
+    if key is None:
+        return ABSENT
     energies = np.full(len(frames), np.nan)
     for frame, header in enumerate(frames.headers):
         if key in header:
@@ -32,8 +36,10 @@ def read_energies(frames: Frames, key: str) -> Floats:
 
 def read_stresses(frames: Frames, key: str | None) -> Floats:
     """Stresses in units of the file, NaN where there is none, (F, 3, 3)."""
+    if key is None:
+        return ABSENT
     stress = np.full((len(frames), 3, 3), np.nan)
-    for frame, header in enumerate(frames.headers if key else ()):
+    for frame, header in enumerate(frames.headers):
         if key in header:
             stress[frame] = parse_stress(header[key], place=f"{frames.place(frame)}: {key}")
     return stress
@@ -53,18 +59,71 @@ def parse_stress(value: str, *, place: str) -> Floats:
     return (stress + stress.T) / 2
 
 
-def read_groups(frames: Frames, key: str, groups: dict[str | int, int]) -> Integers:
-    """Group numbers, (F,); `groups` numbers the groups of all frames and grows.
+def read_components(frames: Frames, key: str | None, shape: tuple[int, ...]) -> Floats:
+    """A label of some components in units of the file, NaN where there is none, (F, *shape)."""
+    if key is None:
+        return ABSENT
+    size = math.prod(shape)
+    values = np.full((len(frames), size), np.nan)
+    for frame, header in enumerate(frames.headers):
+        if key in header:
+            values[frame] = parse_components(header[key], size, place=f"{frames.place(frame)}: {key}")
+    return values.reshape(len(frames), *shape)
 
-    A frame without a group name gets a number of its own, whose name is the number.
-    """
-    return np.array(
-        [groups.setdefault(unquoted(header[key]) if key in header else len(groups), len(groups)) for header in frames.headers]
-    )
+
+def parse_components(value: str, size: int, *, place: str) -> Floats:
+    """So many numbers, or NaN where they are missing."""
+    try:
+        components = np.array(numbers(value))
+    except ValueError:
+        components = np.empty(0)
+    if components.shape != (size,) or np.isinf(components).any():
+        expected = "one number" if size == 1 else f"{size} numbers"
+        raise UserError(f"{place}: must be {expected}, or nan where it is missing (got {value or 'no value'})")
+    return components
 
 
-def read_subsets(frames: Frames, key: str) -> tuple[Integers, tuple[str, ...]]:
+def read_weights(frames: Frames, key: str | None) -> Floats:
+    """Weights of structures in the loss, 1 where there is none, (F,)."""
+    if key is None:
+        return ABSENT
+    weights = read_components(frames, key, ())
+    for frame in np.flatnonzero(weights < 0).tolist():
+        raise UserError(f"{frames.place(frame)}: {key}: must be 0 or more (got {weights[frame]:g})")
+    return np.where(np.isnan(weights), 1.0, weights)
+
+
+def read_partial_charges(frames: Frames, key: str | None, of_columns: Floats) -> tuple[Floats, int]:
+    """Partial charges from the columns, (N,), with those that stand in headers, and how many frames have these there."""
+    if key is None:
+        return ABSENT, 0
+    offsets = np.concatenate([[0], np.cumsum(frames.num_atoms)])
+    found = 0
+    for frame, header in enumerate(frames.headers):
+        if key in header:
+            count, place = frames.num_atoms[frame], f"{frames.place(frame)}: {key}"
+            of_columns[offsets[frame] : offsets[frame + 1]] = parse_components(header[key], count, place=place)
+            found += 1
+    return of_columns, found
+
+
+def read_groups(frames: Frames, key: str | None) -> list[str | None] | None:
+    """The name of each frame's group, None where it has none."""
+    if key is None:
+        return None
+    return [unquoted(header[key]) if key in header else None for header in frames.headers]
+
+
+def read_subsets(frames: Frames, key: str | None) -> tuple[Integers, tuple[str, ...]]:
     """Indices into the names of subsets, (F,), and these names; "" where a header has none."""
     names = [unquoted(header[key]) if key in header else "" for header in frames.headers]
     index = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return np.array([index[name] for name in names]), tuple(index)
+
+
+def stated_unit(frames: Frames, key: str) -> str:
+    """The unit that headers state, "" where they state none; an error where they differ."""
+    units = {unquoted(header[key]) for header in frames.headers if key in header}
+    if len(units) > 1:
+        raise UserError(f"{frames.path}: {key}: must be the same in all structures (got {', '.join(sorted(units))})")
+    return units.pop() if units else ""

@@ -9,6 +9,11 @@ from modelforge.data.sources.read_report import did_you_mean
 from modelforge.errors import UserError
 
 
+def one_by_one(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """A path or several as a list."""
+    return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+
+
 def expand_paths(patterns: Sequence[str], folder: Path, *, key: str = "") -> list[Path]:
     """The files that paths and globs name, each once: patterns in the given order, the files of a glob sorted.
 

@@ -1,0 +1,66 @@
+"""From the units and signs of a file to eV, angstrom, forces and tension-positive stress."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from modelforge.data.sources.file_source import FileSource
+from modelforge.data.structures import LABELS, Floats, Structures, is_constant
+from modelforge.errors import UserError
+
+
+def with_units(
+    structures: Structures,
+    section: FileSource,
+    *,
+    stated: Mapping[str, str] | None = None,
+    usual: Mapping[str, str] | None = None,
+    place: str,
+) -> tuple[Structures, dict[str, str]]:
+    """Structures in units of the file become ones in eV and angstrom, forces and stress with our signs; units by label.
+
+    The column of forces may hold gradients, and that of stresses virials, where the section has such a key. `stated` are
+    the units that the file states (for "length" and labels), `usual` those of its layout where it states none.
+    """
+    stated, usual = stated or {}, usual or {}
+    found = {
+        label: section.unit_of(label, stated=stated.get(label, ""), usual=usual.get(label, ""), place=place)
+        for label in ("length", *unit_labels(section))
+    }
+    factors = {label: factor for label, (factor, _) in found.items()}
+    length = factors["length"]
+    scaled = {label: _scaled(getattr(structures, label), factors.get(label, 1.0)) for label in LABELS}
+    if section.gradient_key:
+        scaled["forces"] = _scaled(scaled["forces"], -1.0)
+    scaled["stress"] = _scaled(scaled["stress"], -1.0 if section.stress_convention == "compression_positive" else 1.0)
+    converted = replace(structures, positions=structures.positions * length, cell=_scaled(structures.cell, length), **scaled)
+    if section.virial_key:
+        virial = structures.stress * factors["virial"]
+        converted = replace(converted, stress=_stress_of(virial, converted, key=section.virial_key, place=place))
+    units = {label: name for label, (_, name) in found.items()}
+    return converted, units | ({"stress": units["virial"]} if section.virial_key else {})
+
+
+def unit_labels(section: FileSource) -> tuple[str, ...]:
+    """The labels that a section asks for and that have a unit."""
+    asked = {option.removesuffix("_key") for option in section.label_keys()}
+    labels = [label for label in LABELS if label in asked]
+    if "gradient" in asked:
+        labels.append("forces")
+    return (*labels, "virial") if "virial" in asked else tuple(labels)
+
+
+def _scaled(values: Floats, factor: float) -> Floats:
+    """A column times a factor; columns in which everything is missing stay without memory."""
+    return values if is_constant(values) or factor == 1.0 else values * factor
+
+
+def _stress_of(virial: Floats, structures: Structures, *, key: str, place: str) -> Floats:
+    """Stresses (S, 3, 3) of virials in eV: minus the virial over the volume."""
+    volumes = np.abs(np.linalg.det(structures.cell))
+    has = np.isfinite(virial).all(axis=(1, 2))
+    for structure in np.flatnonzero(has & (volumes == 0)).tolist():
+        raise UserError(f"{place}: structure {structures.index_in_file[structure]}: has a {key}, but no cell; remove one")
+    stress: Floats = -virial / np.where(volumes > 0, volumes, np.nan)[:, None, None]
+    return stress
