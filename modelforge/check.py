@@ -72,10 +72,12 @@ def _duration_line(experiment: Experiment, data: PreparedData, model: EnergyMode
 def _first_batches(experiment: Experiment, data: PreparedData, order: BatchOrder, device: torch.device) -> list[Batch]:
     """The first batches of the run; edges are found only for their structures."""
     constants, model_dtype = data.reference.table(), dtype_of(experiment.runtime)
-    training = data.training
     tables = (
         structure_table(
-            training.take(chosen.numpy()), cutoff=experiment.potential.cutoff, self_energies=constants, dtype=model_dtype
+            data.structures.take(data.split.train[chosen.numpy()]),
+            cutoff=experiment.potential.cutoff,
+            self_energies=constants,
+            dtype=model_dtype,
         )
         for chosen in order.epoch(0)[: 1 + TIMED_STEPS]
     )

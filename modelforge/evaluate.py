@@ -4,7 +4,7 @@ S structures, N atoms.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from ase.data import chemical_symbols
 
-from modelforge.atoms.graph import Batch, Prediction
+from modelforge.atoms.graph import Batch, Prediction, tensors_of
 from modelforge.atoms.self_energies import element_counts, is_determined
 from modelforge.data.batches import structure_table, sum_of_constants
 from modelforge.data.order import EvaluationBatches
 from modelforge.data.sources.extxyz_writer import write_extxyz
+from modelforge.data.sources.gather import read
 from modelforge.data.sources.paths import expand_paths
 from modelforge.data.sources.read_report import Reading
 from modelforge.data.structures import Floats, Structures
@@ -25,6 +26,9 @@ from modelforge.errors import UserError
 from modelforge.files import write_text
 from modelforge.model_file import TrainedPotential, load_potential
 from modelforge.training.metrics import Errors, ErrorSums, errors, errors_by_element, errors_by_subset
+
+ATOMS_AT_A_TIME = 50_000
+MEASURED = ("energy", "forces", "stress")
 
 Metrics = dict[str, float | int | dict[str, Errors] | None]
 
@@ -46,18 +50,17 @@ def evaluate(
     """Predict energies, forces and, in periodic structures, stress; errors against the labels that there are."""
     _refuse_unknown_elements(trained, structures)
     constants = trained.constants()
-    table = structure_table(structures, cutoff=trained.cutoff, self_energies=constants, dtype=trained.dtype)
     model = trained.model.to(device).eval()
     sums = ErrorSums(len(structures.subset_names), over_processes=False).to(device)
     with_stress = bool(structures.periodic.all(axis=1).any())
     predictions: list[Prediction] = []
-    for batch in EvaluationBatches(table, batch_size):
-        moved: Batch = batch.to(torch.device(device))
+    for batch in _batches(trained, structures, batch_size):
+        moved = batch.to(torch.device(device))
         prediction = model(moved.graph, stress=with_stress)
         sums.update(prediction, moved)
-        predictions.append(prediction)
+        predictions.append(Prediction(*(tensor.cpu() for tensor in tensors_of(prediction))))
     interaction, forces, stress = (
-        torch.cat([getattr(p, name) for p in predictions]).double().cpu().numpy() for name in ("energy", "forces", "stress")
+        torch.cat([getattr(p, name) for p in predictions]).double().numpy() for name in ("energy", "forces", "stress")
     )
     return Evaluation(
         interaction + sum_of_constants(structures, constants),
@@ -68,6 +71,13 @@ def evaluate(
     )
 
 
+def _batches(trained: TrainedPotential, structures: Structures, batch_size: int) -> Iterator[Batch]:
+    """All structures in order; edges are found for a piece at a time, so that memory stays bounded."""
+    for piece in structures.pieces(ATOMS_AT_A_TIME):
+        table = structure_table(piece, cutoff=trained.cutoff, self_energies=trained.constants(), dtype=trained.dtype)
+        yield from EvaluationBatches(table, batch_size)
+
+
 def evaluate_files(model: Path, data: Sequence[str], *, out: Path | None = None, device: str = "cpu") -> dict[str, Any]:
     """Evaluate a run folder's or file's potential on files; writes results.json and predictions.extxyz, gives the results.
 
@@ -75,7 +85,7 @@ def evaluate_files(model: Path, data: Sequence[str], *, out: Path | None = None,
     """
     trained = load_potential(model, device=_device(device))
     paths = expand_paths(data, Path(), key="--data")
-    reading = trained.dataset.read_files(paths)
+    reading = read([trained.dataset.files(paths)])
     evaluation = evaluate(trained, reading.structures, device=device)
     folder = out or (model if model.is_dir() else model.parent) / "evaluation" / paths[0].stem
     results = {
@@ -135,9 +145,9 @@ def _absent_labels(reading: Reading) -> list[str]:
     """Why there are no errors of a quantity."""
     report = reading.report
     return [
-        f"no errors of {origin.option.removesuffix('_key')}: {report.absence(origin)}"
+        f"no errors of {origin.label}: {report.absence(origin)}"
         for origin in report.origins
-        if origin.unit and not origin.num_carriers
+        if origin.label in MEASURED and not origin.num_carriers
     ]
 
 

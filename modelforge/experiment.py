@@ -52,11 +52,7 @@ def _no_forces_in_half_precision(experiment: Experiment) -> Iterator[Problem]:
 
 def _stress_has_a_key(experiment: Experiment) -> Iterator[Problem]:
     dataset, weight = experiment.dataset, experiment.training.loss.stress_weight
-    if not weight:
-        return
-    if not isinstance(dataset, ExtendedXYZ):
-        yield "training.loss.stress_weight", f'must be 0, as the data set "{dataset.name}" has no stress (got {weight:g})'
-    elif not dataset.stress_key:
+    if isinstance(dataset, ExtendedXYZ) and weight and not (dataset.stress_key or dataset.virial_key):
         yield (
             "dataset.stress_key",
             f"missing, but training.loss.stress_weight is {weight:g}; name the key of the stress, or set the weight to 0",

@@ -7,9 +7,13 @@ import numpy as np
 from ase.data import chemical_symbols
 from rich.table import Table
 
+from modelforge.data.filter import counts_by_reason
 from modelforge.data.prepare import PreparedData
+from modelforge.data.structures import LABELS
 from modelforge.experiment import Experiment
 from modelforge.potentials.energy_model import EnergyModel
+
+MOST_REMOVALS = 10  # files with removed structures that are named
 
 COLUMNS = (
     ("n", "num_structures", "{:d}"),
@@ -25,18 +29,15 @@ COLUMNS = (
 def data_summary(data: PreparedData) -> list[str]:
     """Structures, elements, labels with coverage and origin, sets, self-energies, notes."""
     structures = data.structures
-    sizes = {name: len(chosen) for name, chosen in data.split.sets().items()} | {
-        name: len(test) for name, test in data.tests.items()
-    }
-    unused = len(structures) - sum(len(chosen) for chosen in data.split.sets().values())
+    sizes = {"train": len(data.split.train)} | {name: len(members) for name, (_, members) in data.evaluated_sets().items()}
     lines = [
         f"data: {len(structures)} structures, {_range(structures.num_atoms)} atoms, "
         f"elements {' '.join(chemical_symbols[z] for z in data.elements)}"
         + (f", {int(structures.periodic.any(axis=1).sum())} periodic" if structures.periodic.any() else ""),
         *(f"  {line}" for line in _coverage(data)),
-        "sets: "
-        + ", ".join(f"{name} {size}" for name, size in sizes.items() if size)
-        + (f" ({unused} structures unused)" if unused else ""),
+        *_removals(data),
+        *data.audit.lines(),
+        "sets: " + ", ".join(f"{name} {size}" for name, size in sizes.items() if size),
         "self-energies (eV): "
         + ", ".join(f"{chemical_symbols[z]} {value:.6f}" for z, value in data.reference.self_energies.by_element.items()),
     ]
@@ -68,14 +69,54 @@ def error_table(results: Mapping[str, Any]) -> Table:
     return table
 
 
+def data_report(data: PreparedData) -> dict[str, Any]:
+    """What was read, used, left out and audited, for results.json."""
+    sets = {"train": (data.structures, data.split.train), **data.evaluated_sets()}
+    return {
+        "content_hash": data.opened.content_hash,
+        "structures_read": _num_read(data),
+        "removed": counts_by_reason(data.removals),
+        "unused": _num_unused(data),
+        "labels": {
+            name: {label: int(structures.has(label)[members].sum()) for label in LABELS if structures.has(label).any()}
+            | {"structures": len(members)}
+            for name, (structures, members) in sets.items()
+        },
+        "audit": data.audit.to_json(),
+    }
+
+
+def _num_read(data: PreparedData) -> int:
+    return len(data.structures) + sum(removal.count for removal in data.report.removals)
+
+
+def _num_unused(data: PreparedData) -> int:
+    """Structures that passed all filters and are in no set."""
+    in_sets = sum(len(chosen) for chosen in data.split.sets().values())
+    return _num_read(data) - in_sets - sum(removal.count for removal in data.removals)
+
+
+def _removals(data: PreparedData) -> list[str]:
+    """Structures read = structures used + removals."""
+    counts, unused = counts_by_reason(data.removals), _num_unused(data)
+    if unused:
+        counts |= {"in none of the sets": unused}
+    if not counts:
+        return []
+    used = sum(len(chosen) for chosen in data.split.sets().values())
+    of_files = [f"  {removal.count} of {removal.file}: {removal.reason}" for removal in data.removals[:MOST_REMOVALS]]
+    left_out = ", ".join(f"{count} left out ({reason})" for reason, count in counts.items())
+    more = len(data.removals) - MOST_REMOVALS
+    return [f"read {_num_read(data)} = {used} used, {left_out}", *of_files, *([f"  and {more} more"] if more > 0 else [])]
+
+
 def _coverage(data: PreparedData) -> list[str]:
-    num = len(data.structures)
-    lines = []
+    """For each label: how many structures have it, and where it comes from."""
+    num, lines = len(data.structures), []
     for origin in data.report.origins:
-        if origin.unit:
-            name = origin.option.removesuffix("_key")
-            found = origin.num_carriers - origin.num_incomplete
-            lines.append(f"{name}: {found} of {num} structures, from {origin.key!r} in the {origin.home}, unit {origin.unit}")
+        if origin.label:
+            found, home = origin.num_carriers - origin.num_incomplete, data.report.home(origin)
+            lines.append(f"{origin.label}: {found} of {num} structures, from {origin.key!r} in the {home}, unit {origin.unit}")
     return lines
 
 

@@ -23,7 +23,7 @@ from modelforge.evaluate import evaluate, write_predictions
 from modelforge.experiment import Experiment, LoadedExperiment, resolved_toml
 from modelforge.files import write_text
 from modelforge.model_file import FILE_NAME, TrainedPotential, save_potential
-from modelforge.report import data_summary, error_table, model_summary
+from modelforge.report import data_report, data_summary, error_table, model_summary
 from modelforge.run_folder import RunFolder, length_of
 from modelforge.training.checkpoint import load_checkpoint
 from modelforge.training.compilation import StepCompiler
@@ -81,10 +81,10 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
     if runtime.num_threads:
         torch.set_num_threads(runtime.num_threads)
     log.line(f"modelforge {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads", style="dim")
-    data = prepare(experiment.dataset, weights=weights_of(training.loss), split_file=folder.split)
+    data = prepare(experiment.dataset, weights=weights_of(training.loss), split_file=folder.split, say=log.line)
     resolved = resolved_toml(experiment, loaded.origins)
     write_text(folder.experiment, resolved)
-    module = _data_module(experiment, data, trainer)
+    module = _data_module(experiment, data, trainer, log)
     model = build_model(experiment, data)
     steps_per_epoch = module.order().steps_per_epoch
     for line in (*data_summary(data), *model_summary(experiment, model, steps_per_epoch)):
@@ -127,7 +127,8 @@ def finish(run: Run) -> Results:
     save_potential(run.folder.path / FILE_NAME, trained)
     device = run.task.device
     metrics: dict[str, Any] = {}
-    for name, structures in {"validation": run.data.validation, **run.data.tests}.items():
+    for name, (structures, members) in run.data.evaluated_sets().items():
+        structures = structures.take(members) if len(members) < len(structures) else structures
         evaluation = evaluate(trained, structures, batch_size=run.experiment.training.evaluation_batch_size, device=device)
         metrics[name] = evaluation.metrics
         write_predictions(run.folder.predictions(name), structures, evaluation)
@@ -177,6 +178,7 @@ def _results(run: Run, trained: TrainedPotential, metrics: dict[str, Any]) -> Re
         "peak_memory_mb": peak_memory_mb(),
         "weights": trained.weights,
         "self_energies_ev": trained.self_energies.by_element,
+        "data": data_report(run.data),
         "metrics": metrics,
         "length": length_of(run.experiment),
     }
@@ -198,7 +200,7 @@ def _listeners(run: Run) -> tuple[list[Listener], LiveBar | None]:
     return ([lines, bar] if bar else [lines]), bar
 
 
-def _data_module(experiment: Experiment, data: PreparedData, trainer: pl.Trainer) -> DataModule:
+def _data_module(experiment: Experiment, data: PreparedData, trainer: pl.Trainer, log: RunLog) -> DataModule:
     return DataModule(
         data,
         cutoff=experiment.potential.cutoff,
@@ -208,4 +210,5 @@ def _data_module(experiment: Experiment, data: PreparedData, trainer: pl.Trainer
         seed=experiment.runtime.seed,
         rank=trainer.global_rank,
         num_processes=trainer.world_size,
+        say=log.line,
     )

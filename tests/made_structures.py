@@ -21,7 +21,7 @@ def structures_of(all_atoms: Sequence[Atoms]) -> Structures:
     names = tuple(dict.fromkeys(subsets))
     return Structures(
         num_atoms=np.array([len(atoms) for atoms in all_atoms], dtype=np.int64),
-        atomic_numbers=np.concatenate([atoms.numbers for atoms in all_atoms]).astype(np.int64),
+        atomic_numbers=np.concatenate([atoms.numbers for atoms in all_atoms]).astype(np.uint8),
         positions=np.concatenate([atoms.positions for atoms in all_atoms]),
         cell=np.array([np.asarray(atoms.cell) for atoms in all_atoms]),
         periodic=np.array([atoms.pbc for atoms in all_atoms]),

@@ -72,13 +72,15 @@ class Batch:
     labels: Labels
     indices: Tensor  # (S,) place of each structure in its data set
     subset: Tensor  # (S,) subset (config type) of each structure
+    weight: Tensor  # (S,) of each structure in the loss
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         if self.indices.device == device:
             return self
         parts = (_moved(self.graph, device), _moved(self.labels, device))
-        return Batch(*parts, self.indices.to(device, non_blocking=True), self.subset.to(device, non_blocking=True))
+        rest = (self.indices, self.subset, self.weight)
+        return Batch(*parts, *(tensor.to(device, non_blocking=True) for tensor in rest))
 
 
 def tensors_of(record: AtomicGraph | Labels) -> tuple[Tensor, ...]:

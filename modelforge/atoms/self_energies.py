@@ -5,6 +5,7 @@ Legend: S structures, Z elements (columns in ascending order of the atomic numbe
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -37,7 +38,9 @@ def table_of(by_element: Mapping[int, float]) -> Floats:
     return table
 
 
-def element_counts(num_atoms: NDArray[np.int64], atomic_numbers: NDArray[np.int64], elements: Sequence[int]) -> Floats:
+def element_counts(
+    num_atoms: NDArray[np.int64], atomic_numbers: NDArray[np.integer[Any]], elements: Sequence[int]
+) -> Floats:
     """How many atoms of each element the structures have, (S, Z)."""
     column = np.zeros(NUM_ATOMIC_NUMBERS, dtype=np.int64)
     column[list(elements)] = np.arange(len(elements))
@@ -54,16 +57,28 @@ def fit_self_energies(
     `given` elements are fixed first and the rest is fitted. Structures of one composition are summed up before the solution,
     which changes nothing in it and makes it independent of the number of structures.
     """
+    compositions, which, sizes = np.unique(counts, axis=0, return_inverse=True, return_counts=True)
+    means = np.bincount(which.ravel(), weights=energies) / sizes
+    return fit_compositions(compositions, means, sizes, elements, given=given)
+
+
+def fit_compositions(
+    compositions: Floats,
+    means: Floats,
+    sizes: NDArray[np.int64],
+    elements: Sequence[int],
+    *,
+    given: Mapping[int, float] | None = None,
+) -> SelfEnergies:
+    """The same fit from compositions (C, Z), the mean energy of each in eV (C,), and how many structures it has (C,)."""
     given = {element: value for element, value in (given or {}).items() if element in elements}
     free = [column for column, element in enumerate(elements) if element not in given]
     by_element = dict(given)
     undetermined = np.zeros((0, len(elements)))
     if free:
         fixed = [column for column, element in enumerate(elements) if element in given]
-        rest = energies - counts[:, fixed] @ np.array([given[elements[column]] for column in fixed])
-        compositions, which, sizes = np.unique(counts[:, free], axis=0, return_inverse=True, return_counts=True)
-        means = np.bincount(which.ravel(), weights=rest) / sizes
-        solution, null_space = _minimum_norm(compositions, means, np.sqrt(sizes))
+        rest = means - compositions[:, fixed] @ np.array([given[elements[column]] for column in fixed])
+        solution, null_space = _minimum_norm(compositions[:, free], rest, np.sqrt(sizes))
         by_element |= {elements[column]: float(value) for column, value in zip(free, solution, strict=True)}
         undetermined = np.zeros((len(null_space), len(elements)))
         undetermined[:, free] = null_space

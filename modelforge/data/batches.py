@@ -3,21 +3,26 @@
 Legend: S structures, N atoms, E edges of the set; b marks those of a batch.
 """
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from modelforge.atoms.graph import AtomicGraph, Batch, Labels
-from modelforge.atoms.neighbors import Edges
-from modelforge.data.edge_cache import edges_of
-from modelforge.data.structures import Floats, Integers, Structures
+from modelforge.data.store.columns import Columns
+from modelforge.data.edges import EdgeTable, edges_of
+from modelforge.data.structures import Array, Floats, Structures
 
 
 @dataclass(frozen=True, eq=False)
 class StructureTable:
-    """A set of structures with edges and labels as tensors of the training precision, from which batches are gathered."""
+    """Structures with edges and labels, from which batches are gathered. Its arrays may be mapped files.
+
+    What is small is in the training precision; forces and edges are cast as they are gathered.
+    """
 
     num_atoms: Tensor  # (S,)
     num_edges: Tensor  # (S,)
@@ -27,70 +32,97 @@ class StructureTable:
     energy: Tensor  # (S,) eV, self-energies removed in float64 before the cast
     stress: Tensor  # (S, 3, 3)
     subset: Tensor  # (S,)
-    atomic_numbers: Tensor  # (N,)
-    forces: Tensor  # (N, 3)
+    weight: Tensor  # (S,) of each structure in the loss
+    atomic_numbers: Tensor  # (N,) uint8
+    forces: Tensor  # (N, 3) float64
     edges_of_atom: Tensor  # (N,) how many edges each atom receives
-    receivers: Tensor  # (E,) counted within the structure, like the next two
-    senders: Tensor  # (E,)
-    reverse: Tensor  # (E,)
+    sender_shift: Tensor  # (E,) sender minus receiver
+    reverse_shift: Tensor  # (E,) place of the reverse edge minus the place of the edge
     vectors: Tensor  # (E, 3)
+    mapped: tuple[Columns, ...] = ()
 
     def __len__(self) -> int:
         return self.num_atoms.shape[0]
 
     def batch(self, chosen: Tensor) -> Batch:
         """The chosen structures (S_b,) as a batch, in the order of the choice."""
+        dtype = self.energy.dtype
         num_atoms, num_edges = self.num_atoms[chosen], self.num_edges[chosen]
         first_atom = num_atoms.cumsum(0) - num_atoms  # (S_b,)
-        first_edge = num_edges.cumsum(0) - num_edges  # (S_b,)
         structure_index, atoms = _ragged(self.first_atom[chosen] - first_atom, num_atoms)  # (N_b,)
-        edge_structure, edges = _ragged(self.first_edge[chosen] - first_edge, num_edges)  # (E_b,)
-        edges_of_atom = self.edges_of_atom[atoms]
-        ends = torch.stack([self.receivers[edges], self.senders[edges]])  # (2, E_b)
+        _, edges = _ragged(self.first_edge[chosen] - num_edges.cumsum(0) + num_edges, num_edges)  # (E_b,)
+        edges_of_atom = self.edges_of_atom[atoms].long()
+        receivers = torch.repeat_interleave(edges_of_atom, output_size=edges.shape[0])  # (E_b,)
         graph = AtomicGraph(
-            atomic_numbers=self.atomic_numbers[atoms],
-            edge_index=ends + first_atom[edge_structure],
-            edge_vectors=self.vectors[edges],
-            reverse_edge=self.reverse[edges] + first_edge[edge_structure],
+            atomic_numbers=self.atomic_numbers[atoms].long(),
+            edge_index=torch.stack([receivers, receivers + self.sender_shift[edges]]),
+            edge_vectors=self.vectors[edges].to(dtype),
+            reverse_edge=torch.arange(edges.shape[0], device=edges.device) + self.reverse_shift[edges],
             first_edge=edges_of_atom.cumsum(0) - edges_of_atom,
             structure_index=structure_index,
             first_atom=first_atom,
             volume=self.volume[chosen],
         )
-        labels = Labels(self.energy[chosen], self.forces[atoms], self.stress[chosen])
-        return Batch(graph, labels, chosen, self.subset[chosen])
+        labels = Labels(self.energy[chosen], self.forces[atoms].to(dtype), self.stress[chosen])
+        return Batch(graph, labels, chosen, self.subset[chosen], self.weight[chosen])
+
+    def to(self, device: torch.device) -> "StructureTable":
+        """The same table on another device, from which it gathers there."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "mapped"}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()}, mapped=())
+
+    def release(self) -> None:
+        """Take mapped pages out of this process's memory."""
+        for columns in self.mapped:
+            columns.release()
 
 
 def structure_table(
-    structures: Structures, *, cutoff: float, self_energies: Floats, dtype: torch.dtype, edges: Edges | None = None
+    structures: Structures,
+    *,
+    cutoff: float,
+    self_energies: Floats,
+    dtype: torch.dtype,
+    edges: EdgeTable | None = None,
+    subset_weights: Mapping[str, float] | None = None,
+    mapped: Columns | None = None,
 ) -> StructureTable:
-    """The table of a set; `self_energies` (by atomic number, eV) are subtracted in float64, then all is cast once."""
-    edges = edges or edges_of(structures, cutoff=cutoff)
-    receiver_of_all = edges.receivers + np.repeat(structures.offsets[:-1], edges.num_edges)
+    """The table of a set; `self_energies` (by atomic number, eV) are subtracted in float64, then the energy is cast once.
+
+    `mapped` are the columns that the structures come from, if they are mapped files.
+    """
+    edges = edges or edges_of(structures, cutoff=cutoff, dtype=str(dtype).removeprefix("torch."))
     interaction = structures.energy - sum_of_constants(structures, self_energies)
-    num_edges = edges.num_edges
+    num_edges = np.ascontiguousarray(edges.num_edges)
     return StructureTable(
-        num_atoms=_index(structures.num_atoms),
-        num_edges=_index(num_edges),
-        first_atom=_index(structures.offsets[:-1]),
-        first_edge=_index(np.cumsum(num_edges) - num_edges),
+        num_atoms=_tensor(structures.num_atoms),
+        num_edges=_tensor(num_edges),
+        first_atom=_tensor(structures.offsets[:-1]),
+        first_edge=_tensor(np.cumsum(num_edges) - num_edges),
         volume=torch.from_numpy(_volumes(structures)).to(dtype),
         energy=torch.from_numpy(interaction).to(dtype),
-        stress=torch.from_numpy(structures.stress).to(dtype),
-        subset=_index(structures.subset),
-        atomic_numbers=_index(structures.atomic_numbers),
-        forces=torch.from_numpy(structures.forces).to(dtype),
-        edges_of_atom=_index(np.bincount(receiver_of_all, minlength=len(structures.atomic_numbers))),
-        receivers=_index(edges.receivers),
-        senders=_index(edges.senders),
-        reverse=_index(edges.reverse),
-        vectors=torch.from_numpy(edges.vectors).to(dtype),
+        stress=_tensor(structures.stress).to(dtype),
+        subset=_tensor(structures.subset),
+        weight=torch.from_numpy(_weights(structures, subset_weights or {})).to(dtype),
+        atomic_numbers=_tensor(structures.atomic_numbers),
+        forces=_tensor(structures.forces),
+        edges_of_atom=_tensor(edges.edges_of_atom),
+        sender_shift=_tensor(edges.sender_shift),
+        reverse_shift=_tensor(edges.reverse_shift),
+        vectors=_tensor(edges.vectors),
+        mapped=tuple(columns for columns in (mapped, edges.columns) if columns is not None),
     )
 
 
 def sum_of_constants(structures: Structures, by_element: Floats) -> Floats:
     """The sum of a constant of each atom's element over the structures, float64, (S,); `by_element` by atomic number."""
-    return np.add.reduceat(by_element[structures.atomic_numbers], structures.offsets[:-1])
+    pieces = (np.add.reduceat(by_element[piece.atomic_numbers], piece.offsets[:-1]) for piece in structures.pieces())
+    return np.concatenate(list(pieces))
+
+
+def _weights(structures: Structures, subset_weights: Mapping[str, float]) -> Floats:
+    factors = np.array([subset_weights.get(name, 1.0) for name in structures.subset_names])
+    return np.asarray(structures.weight * factors[structures.subset])
 
 
 def _volumes(structures: Structures) -> Floats:
@@ -98,8 +130,13 @@ def _volumes(structures: Structures) -> Floats:
     return np.where(structures.periodic.all(axis=1), volume, np.nan)
 
 
-def _index(numbers: Integers | np.ndarray[tuple[int], np.dtype[np.int32]]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int64))
+def _tensor(array: Array) -> Tensor:
+    """An array as a tensor on the same memory; a mapped file is not writable, and nobody writes into a table."""
+    if not all(array.strides):
+        return torch.from_numpy(np.array(array[:1])).expand(array.shape) if len(array) else torch.from_numpy(np.array(array))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 def _ragged(shift: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

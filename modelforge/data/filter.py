@@ -109,11 +109,11 @@ def _reasons_of_elements(section: FilterSection, structures: Structures) -> Iter
     present = element_table(structures)
     if len(sets["elements"]):
         others = np.setdiff1d(np.arange(present.shape[1]), sets["elements"])
-        yield "elements besides filter.elements", ~present[:, others].any(axis=1)
+        yield "elements besides filter.elements", np.asarray(~present[:, others].any(axis=1))
     if len(sets["without_elements"]):
-        yield "elements in filter.without_elements", ~present[:, sets["without_elements"]].any(axis=1)
+        yield "elements in filter.without_elements", np.asarray(~present[:, sets["without_elements"]].any(axis=1))
     if len(sets["with_elements"]):
-        yield "lacks one of filter.with_elements", present[:, sets["with_elements"]].all(axis=1)
+        yield "lacks one of filter.with_elements", np.asarray(present[:, sets["with_elements"]].all(axis=1))
 
 
 def element_table(structures: Structures) -> Mask:

@@ -3,8 +3,9 @@
 S structures.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,10 +14,23 @@ from torch import Tensor
 from modelforge.atoms.graph import Batch
 from modelforge.data.batches import StructureTable
 
+RELEASED_AFTER = 4096  # structures gathered: more mapped pages than that many touch need not be held
+
+
+class Order(Protocol):
+    """Which members of a set make up the batches of an epoch, on one of several processes."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that each process sees in an epoch."""
+
+    def epoch(self, epoch: int) -> list[Tensor]:
+        """The batches of an epoch, in order, as places in the set."""
+
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """Which structures make up the batch of each step; epoch after epoch every structure comes once.
+    """Batches of a fixed number of structures; epoch after epoch every structure comes once.
 
     A pure function of the seed and the step, so a run continues from a step count alone. With several processes each takes
     every `num_processes`-th structure of the same order.
@@ -44,32 +58,51 @@ class BatchOrder:
 
 
 class TrainingBatches:
-    """The batches from one step up to another."""
+    """The batches from one step up to another; `members` are the places in the table of the set that is trained on."""
 
-    def __init__(self, table: StructureTable, order: BatchOrder, *, first_step: int, last_step: int) -> None:
+    def __init__(
+        self, table: StructureTable, order: Order, *, first_step: int, last_step: int, members: Tensor | None = None
+    ) -> None:
         self.table, self.order, self.first_step, self.last_step = table, order, first_step, last_step
+        self.members = torch.arange(len(table)) if members is None else members
 
     def __len__(self) -> int:
         return self.last_step - self.first_step
 
     def __iter__(self) -> Iterator[Batch]:
+        return gathered(self.table, self._choices())
+
+    def _choices(self) -> Iterator[Tensor]:
         step = self.first_step
         while step < self.last_step:
             epoch, place = divmod(step, self.order.steps_per_epoch)
             for chosen in self.order.epoch(epoch)[place : place + self.last_step - step]:
-                yield self.table.batch(chosen.to(self.table.num_atoms.device))
+                yield self.members[chosen]
                 step += 1
 
 
 class EvaluationBatches:
-    """All structures of a set in order; each process takes its share, none is seen twice."""
+    """All members of a set in order; each process takes its share, none is seen twice."""
 
-    def __init__(self, table: StructureTable, batch_size: int, *, rank: int = 0, num_processes: int = 1) -> None:
-        chosen = torch.arange(len(table))[rank::num_processes]
+    def __init__(
+        self, table: StructureTable, batch_size: int, *, rank: int = 0, num_processes: int = 1, members: Tensor | None = None
+    ) -> None:
+        chosen = (torch.arange(len(table)) if members is None else members)[rank::num_processes]
         self.table, self.chosen = table, [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self.table.batch(chosen.to(self.table.num_atoms.device)) for chosen in self.chosen)
+        return gathered(self.table, self.chosen)
+
+
+def gathered(table: StructureTable, choices: Iterator[Tensor] | Sequence[Tensor]) -> Iterator[Batch]:
+    """The batches of a table; pages of mapped files that were read are given back now and then."""
+    touched, device = 0, table.num_atoms.device
+    for chosen in choices:
+        yield table.batch(chosen.to(device))
+        touched += len(chosen)
+        if touched >= RELEASED_AFTER:
+            table.release()
+            touched = 0

@@ -10,10 +10,11 @@ from ase.data import chemical_symbols
 from pydantic import model_validator
 
 from modelforge.atoms.self_energies import (
+    NUM_ATOMIC_NUMBERS,
     PLAUSIBLE_ATOMISATION,
     SelfEnergies,
     element_counts,
-    fit_self_energies,
+    fit_compositions,
     implausible,
     undetermined_in_words,
 )
@@ -89,43 +90,68 @@ def energies_of_isolated_atoms(structures: Structures) -> dict[int, float]:
 
 
 def reference_of(
-    section: SelfEnergiesSection, training: Structures, elements: tuple[int, ...], atoms: Mapping[int, float]
+    section: SelfEnergiesSection,
+    structures: Structures,
+    training: Integers,
+    elements: tuple[int, ...],
+    atoms: Mapping[int, float],
 ) -> Reference:
     """The reference of a data set: fitted on the training structures, `atoms` are energies of isolated atoms in eV."""
-    labelled = training.take(np.flatnonzero(training.has_energy))
+    labelled = training[structures.has_energy[training]]
     if section.source == "none" or not len(labelled):
         zero = SelfEnergies(dict.fromkeys(elements, 0.0), (), np.zeros((0, len(elements))))
         return Reference(zero, {}, ())
     given = {number_of_symbol[symbol]: value * energy_in_ev(section.unit) for symbol, value in section.values.items()}
     given = {**atoms, **given} if section.source in ("isolated_atoms", "dataset") else given
-    counts = element_counts(labelled.num_atoms, labelled.atomic_numbers, elements)
-    found = fit_self_energies(counts, labelled.energy, elements, given=given)
-    _stop_if_implausible(found, labelled)
+    compositions = compositions_of(structures, labelled, elements)
+    found = compositions.fit(structures.energy[labelled], given)
+    interaction = structures.energy[labelled] - sum_of_constants(structures, found.table())[labelled]
+    _stop_if_implausible(found, structures, labelled, interaction)
     notes = list(filter(None, [undetermined_in_words(found)]))
     if found.fitted and section.source != "regression":
         symbols = ", ".join(chemical_symbols[z] for z in found.fitted)
         notes.append(f"no self-energy was given for {symbols}: fitted to the training set with the given ones fixed")
-    return Reference(found, _shifts(found, counts, labelled, elements), tuple(notes))
+    fitted_all = len(found.fitted) == len(elements)  # then the fit has taken up what an atom has on average
+    shifts = dict.fromkeys(elements, 0.0) if fitted_all else compositions.fit(interaction, {}).by_element
+    return Reference(found, shifts, tuple(notes))
 
 
-def _shifts(found: SelfEnergies, counts: Floats, labelled: Structures, elements: tuple[int, ...]) -> dict[int, float]:
-    """Interaction energy that an atom of each element has on average; a fit has taken it up already."""
-    if len(found.fitted) == len(elements):
-        return dict.fromkeys(elements, 0.0)
-    interaction = labelled.energy - sum_of_constants(labelled, found.table())
-    return fit_self_energies(counts, interaction, elements).by_element
+@dataclass(frozen=True, eq=False)
+class Compositions:
+    """The different compositions among some structures."""
+
+    counts: Floats  # (C, Z) atoms of each element
+    which: Integers  # (S,) the composition of each structure
+    elements: tuple[int, ...]
+
+    def fit(self, energies: Floats, given: Mapping[int, float]) -> SelfEnergies:
+        """Self-energies for these energies (S,) in eV."""
+        sizes = np.bincount(self.which, minlength=len(self.counts))
+        means = np.bincount(self.which, weights=energies, minlength=len(self.counts)) / sizes
+        return fit_compositions(self.counts, means, sizes, self.elements, given=given)
 
 
-def _stop_if_implausible(found: SelfEnergies, labelled: Structures) -> None:
-    interaction = labelled.energy - sum_of_constants(labelled, found.table())
-    outlier = implausible(interaction, labelled.num_atoms)
+def compositions_of(structures: Structures, chosen: Integers, elements: tuple[int, ...]) -> Compositions:
+    """The compositions of the chosen structures; counts are compared by a 64-bit hash, so that memory stays small."""
+    multipliers = np.random.default_rng(0).integers(1, 2**63, size=NUM_ATOMIC_NUMBERS, dtype=np.uint64)
+    hashes = np.concatenate(
+        [np.add.reduceat(multipliers[piece.atomic_numbers], piece.offsets[:-1]) for piece in structures.pieces()]
+    )
+    _, first, which = np.unique(hashes[chosen], return_index=True, return_inverse=True)
+    examples = structures.take(chosen[first])
+    return Compositions(element_counts(examples.num_atoms, examples.atomic_numbers, elements), which, elements)
+
+
+def _stop_if_implausible(found: SelfEnergies, structures: Structures, labelled: Integers, interaction: Floats) -> None:
+    num_atoms = structures.num_atoms[labelled]
+    outlier = implausible(interaction, num_atoms)
     if outlier is None:
         return
-    per_atom = interaction[outlier] / labelled.num_atoms[outlier]
+    per_atom = interaction[outlier] / num_atoms[outlier]
     values = ", ".join(f"{chemical_symbols[z]} {value:.3f}" for z, value in found.by_element.items())
     lowest, highest = PLAUSIBLE_ATOMISATION
     raise UserError(
-        f"dataset.self_energies: without the self-energies ({values} eV) {labelled.place(outlier)} has "
+        f"dataset.self_energies: without the self-energies ({values} eV) {structures.place(int(labelled[outlier]))} has "
         f"{per_atom:.3f} eV per atom; expected {lowest:g} to {highest:g}. They must come from the same method "
         "and have the same unit as the labels; correct the values, dataset.self_energies.unit or dataset.energy_unit, or set "
         'source = "regression"'

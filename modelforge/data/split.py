@@ -4,13 +4,13 @@ of the data it indexes.
 S structures.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from modelforge.atoms.self_energies import NUM_ATOMIC_NUMBERS
@@ -155,7 +155,7 @@ def _with_all_elements_in_training(structures: Structures, chosen: list[Integers
     return [train, *others]
 
 
-def _elements_of(structures: Structures, chosen: Integers) -> Integers:
+def _elements_of(structures: Structures, chosen: Integers) -> NDArray[np.uint8]:
     return structures.atomic_numbers[structures.atoms_of(chosen)]
 
 
@@ -189,14 +189,6 @@ def _by_files(section: SplitSection, structures: Structures, usable: Integers) -
         chosen.append(np.isin(structures.file[usable], numbers))
     validation, test = chosen
     return [usable[~validation & ~test], usable[validation], usable[test & ~validation]]
-
-
-def content_hash(structures: Structures) -> str:
-    """A hash of everything that training sees of the structures, 32 hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in ("num_atoms", "atomic_numbers", "positions", "cell", "periodic", "energy", "forces", "stress"):
-        digest.update(np.ascontiguousarray(getattr(structures, name)).tobytes())
-    return digest.hexdigest()
 
 
 def save_split(path: Path, found: Split, data_hash: str) -> None:

@@ -104,12 +104,12 @@ class Structures:
     def take(self, chosen: Integers) -> "Structures":
         """The chosen structures, in the order of the choice."""
         atoms = self.atoms_of(chosen)
-        return self.with_columns(lambda column, values: _chosen(values, atoms if column.per_atom else chosen))
+        return self.with_columns(lambda name, values: _chosen(values, atoms if COLUMNS[name].per_atom else chosen))
 
     def slice(self, first: int, last: int) -> "Structures":
         """The structures first to last (exclusive), without copying."""
         begin, end = int(self.offsets[first]), int(self.offsets[last])
-        return self.with_columns(lambda column, values: values[begin:end] if column.per_atom else values[first:last])
+        return self.with_columns(lambda name, values: values[begin:end] if COLUMNS[name].per_atom else values[first:last])
 
     def pieces(self, max_atoms: int = 500_000) -> Iterator["Structures"]:
         """Consecutive structures, without copying, in pieces of at most so many atoms, or of one structure."""
@@ -120,9 +120,16 @@ class Structures:
             yield self.slice(first, last)
             first = last
 
-    def with_columns(self, change: "ColumnChange") -> "Structures":
-        """The same structures with every column changed."""
-        return replace(self, **{name: change(column, getattr(self, name)) for name, column in COLUMNS.items()})
+    def taken(self, chosen: Integers, max_atoms: int = 500_000) -> Iterator["Structures"]:
+        """The chosen structures, in the order of the choice, in copied pieces of about so many atoms."""
+        cuts = np.cumsum(self.num_atoms[chosen]) // max_atoms
+        for piece in np.split(chosen, np.flatnonzero(np.diff(cuts)) + 1):
+            yield self.take(piece)
+
+    def with_columns(self, change: Callable[[str, Array], Array]) -> "Structures":
+        """The same structures with every column, given by name and values, changed."""
+        columns: dict[str, Any] = {name: change(name, getattr(self, name)) for name in COLUMNS}
+        return replace(self, **columns)
 
 
 @dataclass(frozen=True)
@@ -160,8 +167,6 @@ COLUMNS = {
     "index_in_file": Column(False, (), "int64", 0),
 }
 LABELS = ("energy", "forces", "stress", "total_charge", "spin_multiplicity", "dipole", "quadrupole", "partial_charges")
-
-ColumnChange = Callable[[Column, Array], Array]
 
 
 def is_constant(values: Array) -> bool:

@@ -27,6 +27,6 @@ class EagerStep:
     def __call__(self, batch: Batch, weights: Tensor) -> StepResult:
         """Loss and prediction of a batch for the weights of the terms (T,)."""
         prediction = self.model(batch.graph, forces=self.loss.forces_weight > 0, stress=self.loss.stress_weight > 0)
-        terms = term_values(term_sums(self.loss, prediction, batch.labels, batch.graph))
+        terms = term_values(term_sums(self.loss, prediction, batch.labels, batch.graph, batch.weight))
         detached = Prediction(*(tensor.detach() for tensor in tensors_of(prediction)))
         return StepResult((terms * weights).sum(), terms.detach(), detached)

@@ -4,6 +4,7 @@
 
 by default (choderalab/modelforge's formula; the stress enters as the virial, which has the unit of an energy). Each sum over
 structures is divided by the number of structures that carry the label: a missing label is masked and never counts as zero.
+Where structures have weights of their own, each of their terms in the sums is multiplied with it; the divisors stay.
 """
 
 from typing import Literal
@@ -58,10 +59,16 @@ def weights_of(section: LossSection) -> dict[str, float]:
     return {term: weight for term, weight in weights.items() if weight > 0}
 
 
-def term_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
-    """Numerator and denominator of each term that has a weight, (T, 2): they add up over batches, means do not."""
+def term_sums(
+    section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor | None = None
+) -> Tensor:
+    """Numerator and denominator of each term that has a weight, (T, 2): they add up over batches, means do not.
+
+    `weight` (S,) multiplies what each structure gives to the numerators; 1 by default.
+    """
+    weight = torch.ones_like(labels.energy) if weight is None else weight
     terms = {"energy": _energy_sums, "forces": _forces_sums, "stress": _stress_sums}
-    return torch.stack([terms[name](section, prediction, labels, graph) for name in weights_of(section)])
+    return torch.stack([terms[name](section, prediction, labels, graph, weight) for name in weights_of(section)])
 
 
 def term_values(sums: Tensor) -> Tensor:
@@ -69,26 +76,32 @@ def term_values(sums: Tensor) -> Tensor:
     return sums[:, 0] / sums[:, 1].clamp(min=1.0)
 
 
-def _energy_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
+def _energy_sums(
+    section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor
+) -> Tensor:
     num_atoms = atoms_per_structure(graph)
     divisor = {"over_atoms": num_atoms.sqrt(), "per_atom": num_atoms, "total": torch.ones_like(num_atoms)}
     errors, known = _masked(prediction.energy, labels.energy)
-    return _sums(_function(section, errors / divisor[section.energy_error]), known)
+    return _sums(_function(section, errors / divisor[section.energy_error]), known, weight)
 
 
-def _forces_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
+def _forces_sums(
+    section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor
+) -> Tensor:
     errors, known = _masked(prediction.forces, labels.forces)
     values = _function(section, errors)
     if section.forces_mean == "component":
-        return _sums(values, known)
+        return _sums(values, known, weight[graph.structure_index][:, None])
     sums = sum_over_atoms(torch.stack([(values * known).sum(1), known.sum(1)], dim=1), graph)  # (S, 2)
-    return _sums(sums[:, 0] / sums[:, 1].clamp(min=1.0), (sums[:, 1] > 0).to(sums.dtype))
+    return _sums(sums[:, 0] / sums[:, 1].clamp(min=1.0), (sums[:, 1] > 0).to(sums.dtype), weight)
 
 
-def _stress_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph) -> Tensor:
+def _stress_sums(
+    section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor
+) -> Tensor:
     factor = (graph.volume / atoms_per_structure(graph).sqrt())[:, None, None]
     errors, known = _masked(prediction.stress * factor, labels.stress * factor)
-    return _sums(_function(section, errors), known)
+    return _sums(_function(section, errors), known, weight[:, None, None])
 
 
 def _function(section: LossSection, errors: Tensor) -> Tensor:
@@ -107,8 +120,8 @@ def _masked(predicted: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(known, predicted - reference, torch.zeros_like(reference)), known.to(reference.dtype)
 
 
-def _sums(values: Tensor, known: Tensor) -> Tensor:
-    return torch.stack([(values * known).sum(), known.sum()])
+def _sums(values: Tensor, known: Tensor, weight: Tensor) -> Tensor:
+    return torch.stack([(values * known * weight).sum(), known.sum()])
 
 
 def atoms_per_structure(graph: AtomicGraph) -> Tensor:

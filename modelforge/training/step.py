@@ -109,7 +109,7 @@ class _WithGradients(torch.autograd.Function):
 
 
 def _inputs(batch: Batch) -> list[Tensor]:
-    return [*tensors_of(batch.graph), *tensors_of(batch.labels)]
+    return [*tensors_of(batch.graph), *tensors_of(batch.labels), batch.weight]
 
 
 def _traced(eager: EagerStep, num_parameters: int, tensors: Sequence[Tensor], *, num_fixed: int) -> GraphModule:
@@ -124,10 +124,10 @@ def _traced(eager: EagerStep, num_parameters: int, tensors: Sequence[Tensor], *,
     def step(*arguments: Tensor) -> list[Tensor]:
         state, (weights, *inputs) = arguments[: len(names)], arguments[len(names) :]
         parameters = [tensor.detach().requires_grad_() for tensor in state[:num_parameters]]
-        graph, labels = AtomicGraph(*inputs[:NUM_GRAPH_TENSORS]), Labels(*inputs[NUM_GRAPH_TENSORS:])
+        graph, labels = AtomicGraph(*inputs[:NUM_GRAPH_TENSORS]), Labels(*inputs[NUM_GRAPH_TENSORS:-1])
         named = dict(zip(names, [*parameters, *state[num_parameters:]], strict=True))
         substituted = EagerStep(cast(EnergyModel, _Substituted(model, named)), eager.loss)
-        result = substituted(Batch(graph, labels, graph.first_atom, graph.first_atom), weights)
+        result = substituted(Batch(graph, labels, graph.first_atom, graph.first_atom, inputs[-1]), weights)
         gradients = torch.autograd.grad(result.loss, parameters, allow_unused=True, materialize_grads=True)
         return [result.loss.detach(), result.terms, *tensors_of(result.prediction), *gradients]
 

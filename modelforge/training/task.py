@@ -115,7 +115,7 @@ class TrainingTask(pl.LightningModule):
         loss = self.section.loss
         prediction = self.model(batch.graph, forces=loss.forces_weight > 0, stress=loss.stress_weight > 0)
         self.validation_errors.update(prediction, batch)
-        self.validation_sums += term_sums(loss, prediction, batch.labels, batch.graph).detach().double()
+        self.validation_sums += term_sums(loss, prediction, batch.labels, batch.graph, batch.weight).detach().double()
 
     def on_validation_epoch_end(self) -> None:
         """Train on with the raw weights."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from modelforge.data.sources.file_source import FileSource
-from modelforge.data.structures import LABELS, Floats, Structures, is_constant
+from modelforge.data.structures import LABELS, Array, Floats, Structures, is_constant
 from modelforge.errors import UserError
 
 
@@ -30,11 +30,10 @@ def with_units(
     }
     factors = {label: factor for label, (factor, _) in found.items()}
     length = factors["length"]
-    scaled = {label: _scaled(getattr(structures, label), factors.get(label, 1.0)) for label in LABELS}
-    if section.gradient_key:
-        scaled["forces"] = _scaled(scaled["forces"], -1.0)
-    scaled["stress"] = _scaled(scaled["stress"], -1.0 if section.stress_convention == "compression_positive" else 1.0)
-    converted = replace(structures, positions=structures.positions * length, cell=_scaled(structures.cell, length), **scaled)
+    factors |= {"positions": length, "cell": length}
+    factors["forces"] = factors.get("forces", 1.0) * (-1.0 if section.gradient_key else 1.0)
+    factors["stress"] = factors.get("stress", 1.0) * (-1.0 if section.stress_convention == "compression_positive" else 1.0)
+    converted = structures.with_columns(lambda name, values: _scaled(values, factors.get(name, 1.0)))
     if section.virial_key:
         virial = structures.stress * factors["virial"]
         converted = replace(converted, stress=_stress_of(virial, converted, key=section.virial_key, place=place))
@@ -51,7 +50,7 @@ def unit_labels(section: FileSource) -> tuple[str, ...]:
     return (*labels, "virial") if "virial" in asked else tuple(labels)
 
 
-def _scaled(values: Floats, factor: float) -> Floats:
+def _scaled(values: Array, factor: float) -> Array:
     """A column times a factor; columns in which everything is missing stay without memory."""
     return values if is_constant(values) or factor == 1.0 else values * factor
 

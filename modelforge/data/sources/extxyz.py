@@ -73,7 +73,10 @@ def part_of(frames: Frames, section: ExtendedXYZ) -> Part:
     """The structures of some frames."""
     by_properties = frames_by_properties(frames)
     atoms = read_atoms(
-        frames, by_properties, forces_key=section.label_keys().get(forces_option(section)), charges_key=section.partial_charges_key
+        frames,
+        by_properties,
+        forces_key=section.label_keys().get(forces_option(section)),
+        charges_key=section.partial_charges_key,
     )
     charges, num_in_header = read_partial_charges(frames, section.partial_charges_key, atoms.partial_charges)
     columns: Counter[str] = Counter()

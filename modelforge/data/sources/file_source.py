@@ -120,8 +120,7 @@ class FileSource(DataSource):
     def test_files(self) -> dict[str, tuple[SourceFiles, ...]]:
         """The files of `test_paths`."""
         return {
-            name: (self.files(self.expand(paths, key=f"dataset.test_paths.{name}")),)
-            for name, paths in self.test_paths.items()
+            name: (self.files(self.expand(paths, key=f"dataset.test_paths.{name}")),) for name, paths in self.test_paths.items()
         }
 
     def files(self, paths: Sequence[Path]) -> SourceFiles:

@@ -90,7 +90,10 @@ class Gatherer:
             for option, key in some.reader.label_keys().items()
             if option not in ("subset_key", "weight_key")
         )
-        keys, columns = (sum((getattr(counts, name) for counts in self._counts), Counter()) for name in ("keys", "columns"))
+        keys, columns = Counter[str](), Counter[str]()
+        for counts in self._counts:
+            keys.update(counts.keys)
+            columns.update(counts.columns)
         homes = self.files[0].reader.homes
         return ReadReport(self.names, self.num_structures, origins, dict(keys), dict(columns), homes, tuple(self.removals))
 

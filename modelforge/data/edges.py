@@ -1,0 +1,95 @@
+"""Edges of many structures in the compact form that batches are gathered from; those of large data are kept on disk.
+
+Legend: S structures, N atoms, E edges of all of them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelforge.atoms.neighbors import Edges, find_edges
+from modelforge.data.store.columns import Columns, ColumnWriter, DamagedColumns
+from modelforge.data.store.prepared_once import Say, prepared_once, silent
+from modelforge.data.structures import Array, Integers, Structures
+
+VERSION = 2  # of the rules by which edges are found and sorted
+KEPT_FROM_ATOMS = 200_000  # smaller data find their edges in a second or so
+ATOMS_AT_A_TIME = 50_000
+NAMES = ("num_edges", "edges_of_atom", "sender_shift", "reverse_shift", "vectors")
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeTable:
+    """Edges sorted by receiver, structure after structure; numbers are relative, so that they fit into few bytes."""
+
+    num_edges: Integers  # (S,)
+    edges_of_atom: NDArray[np.int32]  # (N,) how many edges each atom receives
+    sender_shift: NDArray[np.int16] | NDArray[np.int32]  # (E,) sender minus receiver
+    reverse_shift: NDArray[np.int32]  # (E,) place of the reverse edge minus the place of the edge
+    vectors: Array  # (E, 3) angstrom, in the precision of the training
+    columns: Columns | None = None  # where they are mapped from
+
+
+def edges_of(
+    structures: Structures,
+    *,
+    cutoff: float,
+    dtype: str = "float32",
+    key: str = "",
+    cache: Path | None = None,
+    say: Say = silent,
+) -> EdgeTable:
+    """Edges of all structures within the cutoff in angstrom; with a cache and a key (the content hash) large ones are kept."""
+    if cache is None or structures.offsets[-1] < KEPT_FROM_ATOMS:
+        parts = [_part(piece, cutoff=cutoff, dtype=dtype) for piece in structures.pieces(ATOMS_AT_A_TIME)]
+        joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in NAMES}
+        return EdgeTable(**joined)
+    folder = cache / "edges" / f"{key}-{cutoff!r}-{dtype}-{VERSION}"
+    what = f"finding the edges of {len(structures):,} structures once, kept in {folder}"
+    for _ in range(2):
+        prepared_once(folder, lambda temporary: _write(temporary, structures, cutoff=cutoff, dtype=dtype), what=what, say=say)
+        try:
+            columns = Columns(folder)
+            return EdgeTable(**{name: columns.arrays[name] for name in NAMES}, columns=columns)
+        except DamagedColumns as error:
+            say(f"{error}: damaged; finding them again")
+            (folder / "columns.json").unlink(missing_ok=True)
+    return edges_of(structures, cutoff=cutoff, dtype=dtype)
+
+
+def _write(folder: Path, structures: Structures, *, cutoff: float, dtype: str) -> None:
+    writer = ColumnWriter(folder)
+    shift_type = _shift_type(structures)
+    try:
+        for piece in structures.pieces(ATOMS_AT_A_TIME):
+            part = _part(piece, cutoff=cutoff, dtype=dtype)
+            for name in NAMES:
+                writer.add(name, part[name].astype(shift_type) if name == "sender_shift" else part[name])
+        writer.finish({"cutoff": cutoff})
+    finally:
+        writer.close()
+
+
+def _part(piece: Structures, *, cutoff: float, dtype: str) -> dict[str, Array]:
+    edges = find_edges(piece.num_atoms, piece.positions, piece.cell, piece.periodic, cutoff=cutoff)
+    receivers = edges.receivers + np.repeat(piece.offsets[:-1], edges.num_edges)
+    return {
+        "num_edges": edges.num_edges,
+        "edges_of_atom": np.bincount(receivers, minlength=len(piece.atomic_numbers)).astype(np.int32),
+        "sender_shift": (edges.senders - edges.receivers).astype(_shift_type(piece)),
+        "reverse_shift": edges.reverse - _places(edges),
+        "vectors": edges.vectors.astype(dtype),
+    }
+
+
+def _places(edges: Edges) -> NDArray[np.int32]:
+    """Place of each edge among those of its structure, (E,)."""
+    first = np.cumsum(edges.num_edges) - edges.num_edges
+    return (np.arange(len(edges.senders)) - np.repeat(first, edges.num_edges)).astype(np.int32)
+
+
+def _shift_type(structures: Structures) -> str:
+    return "int16" if structures.num_atoms.max() < 2**15 else "int32"

@@ -1,0 +1,52 @@
+"""Which labels there are: a label with a weight in the loss must be somewhere, and what is missing is said."""
+
+from collections.abc import Mapping
+
+from modelforge.data.sources.read_report import ReadReport
+from modelforge.data.structures import Integers, Structures
+from modelforge.errors import UserError
+
+OPTIONS = {"energy": "energy_key", "forces": "forces_key", "stress": "stress_key"}
+
+
+def require_labels(report: ReadReport, weights: Mapping[str, float]) -> None:
+    """A label with a weight must be in the files; the error names the keys that are there."""
+    problems = []
+    for label, weight in weights.items():
+        origins = report.origins_of(label)
+        if not origins:
+            problems.append(f"dataset.{OPTIONS[label]}: missing, but training.loss.{label}_weight is {weight:g}")
+        elif not any(origin.num_carriers or origin.num_incomplete for origin in origins):
+            remedy = f"; name the right key, or set training.loss.{label}_weight = 0"
+            problems.append(f"dataset.{origins[0].option}: {report.absence(origins[0])}{remedy}")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def require_training_labels(
+    structures: Structures, training: Integers, report: ReadReport, weights: Mapping[str, float]
+) -> None:
+    """A label with a weight must be in the training set."""
+    for label, weight in weights.items():
+        if not _any(structures, training, label):
+            origin = report.origins_of(label)[0]
+            raise UserError(
+                f"dataset.{origin.option}: {origin.key!r} is missing or NaN in all structures of the training set, but "
+                f"training.loss.{label}_weight is {weight:g}; name another key, or set the weight to 0"
+            )
+
+
+def missing_label_notes(report: ReadReport) -> tuple[str, ...]:
+    """How many structures have a key with NaN for its value."""
+    return tuple(
+        f"{origin.num_incomplete} structures have NaN for {origin.key!r}: taken as missing"
+        for origin in report.origins
+        if origin.num_incomplete
+    )
+
+
+def _any(structures: Structures, training: Integers, label: str) -> bool:
+    """Whether any training structure has a label, be it for some of its atoms."""
+    if label != "forces":
+        return bool(structures.has(label)[training].any())
+    return any(piece.has_force.any() for piece in structures.taken(training))

@@ -1,0 +1,55 @@
+"""A hash of what training sees of structures, the same for any way in which they were cut into pieces."""
+
+import hashlib
+
+import numpy as np
+
+from modelforge.data.structures import COLUMNS, LABELS, Array, Structures, is_constant
+
+HASHED = ("num_atoms", "atomic_numbers", "positions", "cell", "periodic", *LABELS, "weight")
+
+
+class ContentHash:
+    """Takes structures piece by piece. A label that all structures lack is not part of it."""
+
+    def __init__(self) -> None:
+        self._digests = {name: hashlib.blake2b(digest_size=16) for name in HASHED}
+        self._missing = dict.fromkeys(HASHED, 0)  # rows without a value, as long as no row has one
+        self._present: set[str] = set()
+
+    def add(self, structures: Structures) -> None:
+        """Add consecutive structures."""
+        for name in HASHED:
+            self._add(name, getattr(structures, name))
+
+    def hexdigest(self) -> str:
+        """32 hexadecimal digits."""
+        parts = [name + self._digests[name].hexdigest() for name in HASHED if name in self._present]
+        return hashlib.blake2b(" ".join(parts).encode(), digest_size=16).hexdigest()
+
+    def _add(self, name: str, values: Array) -> None:
+        if name not in self._present:
+            if name not in ("num_atoms", "atomic_numbers") and _all_missing(name, values):
+                self._missing[name] += len(values)
+                return
+            self._present.add(name)
+            self._update(name, COLUMNS[name].absent(self._missing[name]))
+        self._update(name, values)
+
+    def _update(self, name: str, values: Array) -> None:
+        if len(values):
+            self._digests[name].update(np.ascontiguousarray(values, dtype=COLUMNS[name].dtype).data.cast("B"))
+
+
+def content_hash(structures: Structures) -> str:
+    """The hash of all structures, 32 hexadecimal digits."""
+    found = ContentHash()
+    for piece in structures.pieces():
+        found.add(piece)
+    return found.hexdigest()
+
+
+def _all_missing(name: str, values: Array) -> bool:
+    missing = COLUMNS[name].missing
+    some = values[:1] if is_constant(values) else values
+    return bool((np.isnan(some) if np.isnan(missing) else some == missing).all())
