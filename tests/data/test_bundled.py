@@ -5,6 +5,7 @@ import pytest
 
 from modelforge.data.prepare import prepare
 from modelforge.data.sources.bundled import FOLDER, Quickstart
+from modelforge.data.sources.gather import read
 
 WEIGHTS = {"energy": 1.0, "forces": 1.0}
 
@@ -15,8 +16,8 @@ def test_the_bundled_files_are_small():
 
 def test_the_sets_have_their_sizes_elements_and_temperatures():
     source = Quickstart(name="quickstart")
-    structures = source.read().structures
-    tests = {name: reading.structures for name, reading in source.read_tests().items()}
+    structures = read(source.training_files()).structures
+    tests = {name: read(files).structures for name, files in source.test_files().items()}
     assert len(structures) == 480
     assert structures.elements == (1, 6, 7, 8)
     assert {structures.subset_names[s] for s in structures.subset} == {"300K", "600K"}
@@ -26,7 +27,7 @@ def test_the_sets_have_their_sizes_elements_and_temperatures():
 
 
 def test_total_energies_keep_their_offset_and_forces_sum_to_zero():
-    structures = Quickstart(name="quickstart").read().structures
+    structures = read(Quickstart(name="quickstart").training_files()).structures
     assert structures.energy.max() < -400.0
     net = np.add.reduceat(structures.forces, structures.offsets[:-1])
     assert np.abs(net).max() < 1e-5

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from modelforge.data.sources import extxyz_writer
-from modelforge.data.sources.extxyz import ExtendedXYZ
+from modelforge.data.sources.extxyz import ExtendedXYZ, read_extxyz
 from modelforge.data.sources.extxyz_writer import write_extxyz
+from modelforge.data.sources.gather import read
 from modelforge.data.structures import Structures
 
 READER = ExtendedXYZ(path="x.xyz", stress_key="stress")
@@ -53,7 +54,7 @@ def assert_equal(first: Structures, second: Structures, *, but: tuple[str, ...] 
 def test_structures_read_back_to_the_same_bits(tmp_path: Path) -> None:
     structures = random_structures()
     write_extxyz(tmp_path / "x.xyz", structures)
-    assert_equal(READER.read_files([tmp_path / "x.xyz"]).structures, structures)
+    assert_equal(read_extxyz(tmp_path / "x.xyz", READER), structures)
 
 
 def test_predictions_read_back_to_the_same_bits(tmp_path: Path) -> None:
@@ -66,14 +67,14 @@ def test_predictions_read_back_to_the_same_bits(tmp_path: Path) -> None:
         predicted_stress=predicted.stress,
     )
     expected = replace(structures, energy=predicted.energy, forces=predicted.forces, stress=predicted.stress)
-    assert_equal(READER.read_files([tmp_path / "x.xyz"]).structures, structures)
-    assert_equal(PREDICTIONS.read_files([tmp_path / "x.xyz"]).structures, expected)
+    assert_equal(read_extxyz(tmp_path / "x.xyz", READER), structures)
+    assert_equal(read_extxyz(tmp_path / "x.xyz", PREDICTIONS), expected)
 
 
 def test_missing_labels_are_left_out(tmp_path: Path) -> None:
     write_extxyz(tmp_path / "x.xyz", random_structures(), predicted_energy=np.array([1.0, 2.0, np.nan]))
-    report = READER.read_files([tmp_path / "x.xyz"]).report
-    assert report.header_keys == {"config_type": 2, "energy": 2, "stress": 1, "predicted_energy": 2}
+    report = read([READER.files([tmp_path / "x.xyz"])]).report
+    assert report.keys == {"config_type": 2, "energy": 2, "stress": 1, "predicted_energy": 2}
     assert report.columns == {"forces": 2}
 
 
@@ -98,12 +99,12 @@ def test_ase_reads_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_the_size_of_the_pieces_changes_nothing(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    structures = READER.read_files([shared_data / "periodic/alexandria-random-1k.xyz"]).structures
+    structures = read_extxyz(shared_data / "periodic/alexandria-random-1k.xyz", READER)
     write_extxyz(tmp_path / "whole.xyz", structures, predicted_forces=structures.forces)
     monkeypatch.setattr(extxyz_writer, "ATOMS_AT_A_TIME", 70)
     write_extxyz(tmp_path / "pieces.xyz", structures, predicted_forces=structures.forces)
     assert (tmp_path / "whole.xyz").read_bytes() == (tmp_path / "pieces.xyz").read_bytes()
-    assert_equal(READER.read_files([tmp_path / "whole.xyz"]).structures, structures)
+    assert_equal(read_extxyz(tmp_path / "whole.xyz", READER), structures)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:

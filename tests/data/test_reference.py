@@ -15,12 +15,13 @@ from modelforge.atoms.units import HARTREE
 from modelforge.data.batches import structure_table, sum_of_constants
 from modelforge.data.prepare import prepare
 from modelforge.data.reference import (
+    Reference,
     SelfEnergiesSection,
     energies_of_isolated_atoms,
     isolated_atoms,
     reference_of,
 )
-from modelforge.data.sources.extxyz import ExtendedXYZ
+from modelforge.data.sources.extxyz import ExtendedXYZ, read_extxyz
 from modelforge.data.structures import Structures
 from modelforge.errors import UserError
 
@@ -41,6 +42,10 @@ def hydrocarbons(*, binding: float = -3.0) -> Structures:
     return structures_of([total(formula, binding * len(Atoms(formula))) for formula in formulas])
 
 
+def reference_for(section: SelfEnergiesSection, structures: Structures) -> Reference:
+    return reference_of(section, structures, np.arange(len(structures)), structures.elements, {})
+
+
 def given(values: dict[str, float], **options: str) -> SelfEnergiesSection:
     return SelfEnergiesSection(source="values", values=values, **options)
 
@@ -50,7 +55,7 @@ ALL_GIVEN = {"H": -13.6, "C": -1029.4, "O": -2042.0, "Br": -48_812.25}
 
 def test_a_fit_takes_up_the_mean_interaction_and_shifts_nothing():
     structures = hydrocarbons()
-    found = reference_of(SelfEnergiesSection(), structures, structures.elements, {})
+    found = reference_for(SelfEnergiesSection(), structures)
     expected = {z: value - 3.0 for z, value in PLANTED.items()}
     assert found.self_energies.by_element == pytest.approx(expected, rel=0, abs=SELF_ENERGY)
     assert found.shifts == dict.fromkeys(PLANTED, 0.0)
@@ -60,7 +65,7 @@ def test_a_fit_takes_up_the_mean_interaction_and_shifts_nothing():
 
 def test_given_values_stay_and_the_mean_interaction_is_a_shift():
     structures = hydrocarbons()
-    found = reference_of(given(ALL_GIVEN), structures, structures.elements, {})
+    found = reference_for(given(ALL_GIVEN), structures)
     assert found.self_energies.by_element == PLANTED
     assert found.shifts == pytest.approx(dict.fromkeys(PLANTED, -3.0), rel=0, abs=1e-8)
     np.testing.assert_allclose(sum_of_constants(structures, found.table()), structures.energy, rtol=0, atol=SELF_ENERGY)
@@ -69,13 +74,13 @@ def test_given_values_stay_and_the_mean_interaction_is_a_shift():
 def test_values_may_have_another_unit():
     structures = hydrocarbons()
     in_hartree = {symbol: value / HARTREE for symbol, value in ALL_GIVEN.items()}
-    found = reference_of(given(in_hartree, unit="hartree"), structures, structures.elements, {})
+    found = reference_for(given(in_hartree, unit="hartree"), structures)
     assert found.self_energies.by_element == pytest.approx(PLANTED, rel=0, abs=SELF_ENERGY)
 
 
 def test_elements_without_a_given_value_are_fitted_after_the_given_ones():
     structures = hydrocarbons(binding=0.0)
-    found = reference_of(given({"C": -1029.4, "Br": -48_812.25}), structures, structures.elements, {})
+    found = reference_for(given({"C": -1029.4, "Br": -48_812.25}), structures)
     assert found.self_energies.by_element == pytest.approx(PLANTED, rel=0, abs=SELF_ENERGY)
     assert found.self_energies.fitted == (1, 8)
     assert found.notes == ("no self-energy was given for H, O: fitted to the training set with the given ones fixed",)
@@ -83,21 +88,21 @@ def test_elements_without_a_given_value_are_fitted_after_the_given_ones():
 
 def test_none_takes_nothing_off():
     structures = hydrocarbons()
-    found = reference_of(SelfEnergiesSection(source="none"), structures, structures.elements, {})
+    found = reference_for(SelfEnergiesSection(source="none"), structures)
     assert not found.table().any()
 
 
 def test_labels_without_energies_need_no_reference():
     structures = hydrocarbons()
     unlabelled = replace(structures, energy=np.full(len(structures), np.nan))
-    assert not reference_of(SelfEnergiesSection(), unlabelled, structures.elements, {}).table().any()
+    assert not reference_for(SelfEnergiesSection(), unlabelled).table().any()
 
 
 def test_structures_without_an_energy_do_not_count():
     structures = hydrocarbons()
     energy = structures.energy.copy()
     energy[2] = np.nan
-    found = reference_of(SelfEnergiesSection(), replace(structures, energy=energy), structures.elements, {})
+    found = reference_for(SelfEnergiesSection(), replace(structures, energy=energy))
     expected = {z: value - 3.0 for z, value in PLANTED.items()}
     assert found.self_energies.by_element == pytest.approx(expected, rel=0, abs=SELF_ENERGY)
 
@@ -106,7 +111,7 @@ def test_values_of_another_method_stop_the_run():
     structures = hydrocarbons()
     wrong = {**ALL_GIVEN, "C": -700.0}
     with pytest.raises(UserError) as caught:
-        reference_of(given(wrong), structures, structures.elements, {})
+        reference_for(given(wrong), structures)
     message = str(caught.value)
     assert message.startswith("dataset.self_energies: without the self-energies (H -13.600, C -700.000,")
     assert "made.xyz:" in message
@@ -117,7 +122,7 @@ def test_values_of_another_method_stop_the_run():
 def test_values_in_the_wrong_unit_stop_the_run():
     structures = hydrocarbons()
     with pytest.raises(UserError, match="eV per atom; expected -20 to 3"):
-        reference_of(given(ALL_GIVEN, unit="hartree"), structures, structures.elements, {})
+        reference_for(given(ALL_GIVEN, unit="hartree"), structures)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +144,7 @@ def test_options_that_mean_nothing_are_mistakes(options: dict, words: str):
 
 
 def test_isolated_atoms_of_a_published_set_give_its_self_energies(shared_data: Path):
-    structures = ExtendedXYZ(path=("x",)).read_files([shared_data / "acac" / "isolated_atoms.xyz"]).structures
+    structures = read_extxyz(shared_data / "acac" / "isolated_atoms.xyz")
     assert energies_of_isolated_atoms(structures) == {
         int(structures.atomic_numbers[place]): structures.energy[place] for place in range(len(structures))
     }
@@ -196,7 +201,7 @@ def test_labels_in_single_precision_are_the_rounded_difference():
     rng = np.random.default_rng(0)
     atoms = [total("C2H3Br3O", energy) for energy in rng.normal(scale=2.0, size=200)]
     structures = structures_of(atoms)
-    found = reference_of(SelfEnergiesSection(), structures, structures.elements, {})
+    found = reference_for(SelfEnergiesSection(), structures)
     exact = structures.energy - sum_of_constants(structures, found.table())
     table = structure_table(structures, cutoff=0.1, self_energies=found.table(), dtype=torch.float32)
     assert table.energy.dtype == torch.float32
@@ -208,7 +213,7 @@ def test_the_spread_of_energies_of_one_composition_stays_as_it_was():
     rng = np.random.default_rng(1)
     structures = structures_of([total("C2H3Br3O", energy) for energy in rng.normal(scale=2.0, size=200)])
     for section in (SelfEnergiesSection(), given(ALL_GIVEN), SelfEnergiesSection(source="none")):
-        reference = reference_of(section, structures, structures.elements, {})
+        reference = reference_for(section, structures)
         rest = structures.energy - sum_of_constants(structures, reference.table())
         assert np.ptp(rest) == pytest.approx(np.ptp(structures.energy), rel=0, abs=1e-9)
 
@@ -221,7 +226,7 @@ def test_a_shift_of_all_labels_of_an_element_leaves_what_is_trained_on(element: 
     shift = np.zeros(119)
     shift[element] = 1e4
     shifted = replace(structures, energy=structures.energy + sum_of_constants(structures, shift))
-    tables = [reference_of(SelfEnergiesSection(), s, s.elements, {}).table() for s in (structures, shifted)]
+    tables = [reference_for(SelfEnergiesSection(), s).table() for s in (structures, shifted)]
     labels = [
         structure_table(s, cutoff=0.1, self_energies=table, dtype=torch.float32).energy.double().numpy()
         for s, table in zip((structures, shifted), tables, strict=True)

@@ -9,7 +9,8 @@ from ase import Atoms
 from made_structures import structures_of
 from pydantic import ValidationError
 
-from modelforge.data.split import Split, SplitSection, content_hash, load_split, save_split, split
+from modelforge.data.split import Split, SplitSection, load_split, save_split, split
+from modelforge.data.store.content_hash import content_hash
 from modelforge.data.structures import Structures
 from modelforge.errors import UserError
 
