@@ -23,10 +23,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+data_app = typer.Typer(help="Look at data, convert them, download registered data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
 Config = Annotated[Path, typer.Option("--config", "-c", help="The experiment, a TOML file.", metavar="TOML")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Override a key, such as training.batch_size=8; repeatable.", metavar="KEY=VALUE"),
+]
+Files = Annotated[list[str], typer.Argument(help="Files, globs or folders with structures, all of one format.", metavar="FILE...")]
+DataSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help='A key of [dataset], such as energy_unit="kcal/mol"; repeatable.', metavar="KEY=VALUE"),
 ]
 RunFolder = Annotated[Path | None, typer.Option(help="Where the run goes (runtime.run_folder).", metavar="DIR")]
 
@@ -91,6 +99,34 @@ def describe(
         typer.echo(reference.json_schema_text())
     else:
         Console().print(reference.describe(section))
+
+
+@data_app.command()
+def convert(
+    files: Files,
+    out: Annotated[Path, typer.Option(help="Where to: NAME.xyz for extended XYZ, any other name for a store.", metavar="PATH")],
+    settings: DataSettings = None,
+) -> None:
+    """Write structures of any format as extended XYZ or as a store, with all labels, in eV and angstrom."""
+    from modelforge.convert import convert as write
+    from modelforge.data.detection import load_data
+
+    for line in write(load_data(files, settings or []).section.dataset, out):
+        typer.echo(line)
+
+
+@data_app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A registered data set, such as spice2 or rmd17.")],
+    version: Annotated[str | None, typer.Option(help="Version; by default the newest.")] = None,
+    molecule: Annotated[str | None, typer.Option(help="One molecule of rmd17 or md22; by default all.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where to; by default modelforge's cache.", metavar="DIR")] = None,
+) -> None:
+    """Download a registered data set: resumed where it broke off, checked against its checksum, kept for all runs."""
+    from modelforge.data.fetching.fetch import fetch as download
+
+    for path in download(name, version=version, molecule=molecule, folder=folder, progress=Console(stderr=True)):
+        typer.echo(path)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
-from modelforge.configuration.document import KeyPath, TomlValue, read_toml
+from modelforge.configuration.document import KeyPath, TomlDocument, TomlValue, read_toml
 from modelforge.configuration.explanations import explain
 from modelforge.configuration.merging import Configuration, Place, merge
 from modelforge.configuration.mistakes import mistakes, value_at
@@ -41,10 +41,15 @@ class Loaded(Generic[AnySection]):
 
 def load_section(section: type[AnySection], path: Path, overrides: Sequence[str] = ()) -> Loaded[AnySection]:
     """Read, merge, make paths absolute, validate once; all mistakes come in one `ConfigurationError`."""
-    merged = merge(read_toml(path), overrides, section)
+    return validated(section, read_toml(path), overrides)
+
+
+def validated(section: type[AnySection], document: TomlDocument, overrides: Sequence[str] = ()) -> Loaded[AnySection]:
+    """The same for a document that is read already."""
+    merged = merge(document, overrides, section)
     try:
         # strict: "5" is no number, true is no 1
-        validated = section.model_validate(_frozen(merged.values), strict=True)
+        loaded = section.model_validate(_frozen(merged.values), strict=True)
     except ValidationError as error:
         found = _explained(error, Kind(section), merged)
     else:
@@ -52,7 +57,7 @@ def load_section(section: type[AnySection], path: Path, overrides: Sequence[str]
     if found or merged.problems:
         raise ConfigurationError(_sorted_messages([*found, *merged.problems]))
     places = {dotted(key): place.label for key, place in merged.places.items()}
-    return Loaded(validated, origins_of(validated, merged), places)
+    return Loaded(loaded, origins_of(loaded, merged), places)
 
 
 def _frozen(value: TomlValue) -> object:

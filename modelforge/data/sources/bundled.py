@@ -27,11 +27,11 @@ class Quickstart(DataSource):
         """Energies of isolated atoms in their ground states, from the same programme."""
         return dict(ISOLATED_ATOMS)
 
-    def training_files(self) -> tuple[SourceFiles, ...]:
+    def training_files(self, key: str = "dataset") -> tuple[SourceFiles, ...]:
         """The 480 structures."""
         return (FORMAT.files([FOLDER / "train.xyz"]),)
 
-    def test_files(self) -> dict[str, tuple[SourceFiles, ...]]:
+    def test_files(self, key: str = "dataset") -> dict[str, tuple[SourceFiles, ...]]:
         """The tests at 300 K and at 600 K."""
         return {name: (FORMAT.files([FOLDER / f"{name}.xyz"]),) for name in TESTS}
 

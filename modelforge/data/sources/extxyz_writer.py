@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from modelforge.data.sources.extxyz_header import SPECIAL
-from modelforge.data.structures import Floats, Structures
+from modelforge.data.structures import COLUMNS, LABELS, Floats, Structures
 from modelforge.files import replacing
 
 ATOMS_AT_A_TIME = 50_000
@@ -23,10 +23,10 @@ ATOMS_AT_A_TIME = 50_000
 
 @dataclass(frozen=True, eq=False)
 class Extra:
-    """A label to write besides those of `Structures`: a value a structure, or a vector an atom."""
+    """A label to write: a value or several for each structure or atom."""
 
     name: str
-    values: Floats  # (S,), (S, 3, 3) or (N, 3)
+    values: Floats  # (S, ...), (N,) or (N, 3)
 
     def take(self, chosen: slice) -> "Extra":
         """The values of some structures, or of some atoms."""
@@ -41,13 +41,13 @@ def write_extxyz(
     predicted_forces: Floats | None = None,
     predicted_stress: Floats | None = None,
 ) -> None:
-    """Write structures with their labels, and predictions under keys that begin with `predicted_`; replaces the file.
+    """Write structures with all their labels, and predictions under keys that begin with `predicted_`; replaces the file.
 
     The predictions have the shapes (S,), (N, 3), (S, 3, 3) and, as all numbers here, units of eV and angstrom. The file
     appears under its name only when it is complete.
     """
-    of_structures = [Extra("energy", structures.energy), Extra("stress", structures.stress)]
-    of_atoms = [Extra("forces", structures.forces)]
+    of_structures = [Extra(name, getattr(structures, name)) for name in LABELS if not COLUMNS[name].per_atom]
+    of_atoms = [Extra(name, getattr(structures, name)) for name in LABELS if COLUMNS[name].per_atom]
     if predicted_energy is not None:
         assert predicted_energy.shape == structures.energy.shape
         of_structures.append(Extra("predicted_energy", predicted_energy))
@@ -80,26 +80,33 @@ def piece_texts(piece: Structures, of_structures: list[Extra], of_atoms: list[Ex
     """The text of each structure of a piece: atom count, header, a line per atom."""
     offsets = piece.offsets.tolist()
     symbols = [chemical_symbols[number] for number in piece.atomic_numbers.tolist()]
-    positions = vector_texts(piece.positions)
-    vectors = [(extra.name, vector_texts(extra.values), has_any(extra.values, piece)) for extra in of_atoms]
+    positions = texts_of_atoms(piece.positions)
+    columns_of_atoms = [
+        (f":{extra.name}:R:{extra.values[0].size}", texts_of_atoms(extra.values), has_any(extra.values, piece))
+        for extra in of_atoms
+        if np.isfinite(extra.values).any()
+    ]
     headers = header_texts(piece, of_structures)
     for structure, (start, end) in enumerate(pairwise(offsets)):
-        present = [(name, texts) for name, texts, is_present in vectors if is_present[structure]]
-        properties = "Properties=species:S:1:pos:R:3" + "".join(f":{name}:R:3" for name, _ in present)
+        present = [(layout, texts) for layout, texts, is_present in columns_of_atoms if is_present[structure]]
+        properties = "Properties=species:S:1:pos:R:3" + "".join(layout for layout, _ in present)
         columns = [symbols, positions, *(texts for _, texts in present)]
         lines = map(" ".join, zip(*(column[start:end] for column in columns), strict=True))
         yield "\n".join([str(end - start), f"{properties} {headers[structure]}", *lines, ""])
 
 
-def vector_texts(vectors: Floats) -> list[str]:
-    """Vectors as text, with all digits, (N, 3) to N."""
-    words = [repr(value) for value in vectors.ravel().tolist()]
+def texts_of_atoms(values: Floats) -> list[str]:
+    """Numbers or vectors as text, with all digits, (N,) or (N, 3) to N."""
+    words = [repr(value) for value in values.ravel().tolist()]
+    if values.ndim == 1:
+        return words
     return list(map(" ".join, zip(words[0::3], words[1::3], words[2::3], strict=True)))
 
 
 def has_any(vectors: Floats, piece: Structures) -> NDArray[np.bool_]:
-    """Which structures have a vector at any of their atoms, (N, 3) to (S,)."""
-    present: NDArray[np.bool_] = np.logical_or.reduceat(np.isfinite(vectors).any(axis=1), piece.offsets[:-1])
+    """Which structures have a value at any of their atoms, (N,) or (N, 3) to (S,)."""
+    known = np.isfinite(vectors).reshape(len(vectors), -1).any(axis=1)
+    present: NDArray[np.bool_] = np.logical_or.reduceat(known, piece.offsets[:-1])
     return present
 
 
@@ -112,6 +119,8 @@ def header_texts(piece: Structures, of_structures: list[Extra]) -> list[str]:
             words.append(f"Lattice={quoted(number_text(piece.cell[structure]))}")
         if subset := piece.subset_names[piece.subset[structure]]:
             words.append(f"config_type={quoted(subset)}")
+        if piece.weight[structure] != 1.0:
+            words.append(f"config_weight={piece.weight[structure]!r}")
         for extra in of_structures:
             if np.isfinite(extra.values[structure]).all():
                 words.append(f"{extra.name}={quoted(number_text(extra.values[structure]))}")

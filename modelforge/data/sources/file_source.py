@@ -108,19 +108,19 @@ class FileSource(DataSource):
             raise SectionError(*problems)
         return self
 
-    def training_files(self) -> tuple[SourceFiles, ...]:
+    def training_files(self, key: str = "dataset") -> tuple[SourceFiles, ...]:
         """The files of `path`, and those that the split takes sets from."""
         patterns = {
-            "dataset.path": self.path,
-            "dataset.split.validation_files": self.split.validation_files,
-            "dataset.split.test_files": self.split.test_files,
+            f"{key}.path": self.path,
+            f"{key}.split.validation_files": self.split.validation_files,
+            f"{key}.split.test_files": self.split.test_files,
         }
-        return (self.files([path for key, some in patterns.items() for path in self.expand(some, key=key)]),)
+        return (self.files([path for place, some in patterns.items() for path in self.expand(some, key=place)]),)
 
-    def test_files(self) -> dict[str, tuple[SourceFiles, ...]]:
+    def test_files(self, key: str = "dataset") -> dict[str, tuple[SourceFiles, ...]]:
         """The files of `test_paths`."""
         return {
-            name: (self.files(self.expand(paths, key=f"dataset.test_paths.{name}")),) for name, paths in self.test_paths.items()
+            name: (self.files(self.expand(paths, key=f"{key}.test_paths.{name}")),) for name, paths in self.test_paths.items()
         }
 
     def files(self, paths: Sequence[Path]) -> SourceFiles:

@@ -61,11 +61,11 @@ class DataSource(Section, ABC):
         return {}
 
     @abstractmethod
-    def training_files(self) -> tuple[SourceFiles, ...]:
-        """The files whose structures are split into training, validation and test."""
+    def training_files(self, key: str = "dataset") -> tuple[SourceFiles, ...]:
+        """The files whose structures are split into training, validation and test; `key` is the table's, for messages."""
 
     @abstractmethod
-    def test_files(self) -> dict[str, tuple[SourceFiles, ...]]:
+    def test_files(self, key: str = "dataset") -> dict[str, tuple[SourceFiles, ...]]:
         """The files of each named test set."""
 
     @abstractmethod

@@ -38,8 +38,16 @@ def prepared_once(folder: Path, make: Callable[[Path], None], *, what: str, say:
                 say(what)
                 _make(folder, make, alone=alone)
     except OSError as error:
-        raise _unwritable(folder.parent, error) from error
+        raise _unwritable(folder.parent, error, "dataset.cache_folder") from error
     return folder
+
+
+def make_folder(folder: Path, make: Callable[[Path], None], *, key: str) -> None:
+    """The folder, made by `make(temporary folder)`; complete or not there at all. An error names the `key` of the folder."""
+    try:
+        _make(folder, make, alone=False)
+    except OSError as error:
+        raise _unwritable(folder.parent, error, key) from error
 
 
 def _make(folder: Path, make: Callable[[Path], None], *, alone: bool) -> None:
@@ -76,15 +84,15 @@ def _locked(path: Path, say: Say) -> Iterator[bool]:
         yield True
 
 
-def _unwritable(folder: Path, error: OSError) -> UserError:
+def _unwritable(folder: Path, error: OSError, key: str) -> UserError:
     if error.errno in NO_SPACE:
         free = shutil.disk_usage(folder).free / 1e9
         return UserError(
-            f"dataset.cache_folder: the disk of {folder} is full ({free:.1f} GB free; {error.strerror}); nothing there was "
+            f"{key}: the disk of {folder} is full ({free:.1f} GB free; {error.strerror}); nothing there was "
             "changed. Make room, or name a folder on another disk"
         )
     if error.errno in NO_PERMISSION:
         return UserError(
-            f"dataset.cache_folder: must be a folder that can be written to (got {folder}: {error.strerror}); name another"
+            f"{key}: must be a folder that can be written to (got {folder}: {error.strerror}); name another"
         )
-    return UserError(f"dataset.cache_folder: {folder}: {error.strerror or error}; name another folder")
+    return UserError(f"{key}: {folder}: {error.strerror or error}; name another folder")

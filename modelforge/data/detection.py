@@ -1,0 +1,63 @@
+"""Which format files have that are named on the command line, and the section to read them with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from modelforge.configuration.document import TomlDocument
+from modelforge.configuration.loading import Loaded, validated
+from modelforge.data.section import DatasetSection
+from modelforge.data.sources.paths import expand_paths
+from modelforge.data.store.store import is_store
+from modelforge.errors import UserError
+from modelforge.section import Section
+
+FORMATS = {
+    ".xyz": "extxyz",
+    ".extxyz": "extxyz",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".hdf": "hdf5",
+    ".npz": "npz",
+    ".db": "ase",
+    ".aselmdb": "ase",
+}
+
+
+class DataOnly(Section):
+    """The part of an experiment that says how data are read."""
+
+    dataset: DatasetSection
+
+
+def load_data(paths: Sequence[str], settings: Sequence[str] = ()) -> Loaded[DataOnly]:
+    """The section that reads these files; `settings` are keys of `[dataset]`, such as `energy_unit="kcal/mol"`."""
+    names = {setting.partition("=")[2].strip("\"' ") for setting in settings if _key(setting) == "name"}
+    name = names.pop() if names else format_of(paths)
+    values = {"dataset": {"name": name, "path": [str(Path(path).absolute()) for path in paths]}}
+    overrides = [setting if setting.startswith("dataset.") else f"dataset.{setting}" for setting in settings]
+    return validated(DataOnly, TomlDocument(Path("the command line"), values, {}), overrides)
+
+
+def format_of(paths: Sequence[str]) -> str:
+    """The format of files by their names, or by what a folder holds; one for all of them."""
+    found = {_format(path) for pattern in paths for path in ([Path(pattern)] if Path(pattern).is_dir() else _files(pattern))}
+    if len(found) > 1:
+        raise UserError(f"FILE: must all have one format (got {', '.join(sorted(found))}); name those of one format only")
+    return found.pop()
+
+
+def _files(pattern: str) -> list[Path]:
+    return expand_paths([pattern], Path(), key="FILE")
+
+
+def _format(path: Path) -> str:
+    if path.is_dir():
+        return "store" if is_store(path) else "deepmd"
+    if path.suffix.lower() in FORMATS:
+        return FORMATS[path.suffix.lower()]
+    known = ", ".join(FORMATS)
+    raise UserError(f"FILE: {path}: no known format; known are {known}; name it with --set name=extxyz")
+
+
+def _key(setting: str) -> str:
+    return setting.partition("=")[0].strip().removeprefix("dataset.")
