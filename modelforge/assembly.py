@@ -1,8 +1,10 @@
-"""What an experiment amounts to before anything is trained: the model with its first weights, and the number of steps."""
+"""What an experiment amounts to before anything is trained: the model with its first weights, batches, number of steps."""
 
 import torch
 
+from modelforge.data.module import DataModule
 from modelforge.data.prepare import PreparedData
+from modelforge.data.store.prepared_once import Say, silent
 from modelforge.experiment import Experiment
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.training.runtime import dtype_of
@@ -22,3 +24,23 @@ def total_steps_of(experiment: Experiment, steps_per_epoch: int) -> int:
     by_epochs = training.max_epochs * steps_per_epoch
     by_steps = training.max_steps * training.accumulate_batches if training.max_steps else by_epochs
     return min(by_epochs, by_steps)
+
+
+def data_module(
+    experiment: Experiment, data: PreparedData, *, rank: int = 0, num_processes: int = 1, say: Say = silent
+) -> DataModule:
+    """Batches of the data for one of several processes."""
+    training = experiment.training
+    return DataModule(
+        data,
+        cutoff=experiment.potential.cutoff,
+        dtype=dtype_of(experiment.runtime),
+        batch_size=training.batch_size,
+        max_edges=training.max_edges,
+        max_atoms=training.max_atoms,
+        evaluation_batch_size=training.evaluation_batch_size,
+        seed=experiment.runtime.seed,
+        rank=rank,
+        num_processes=num_processes,
+        say=say,
+    )

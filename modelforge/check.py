@@ -1,4 +1,4 @@
-"""`check`: everything about an experiment that can be known without training, in seconds; writes nothing."""
+"""`check`: everything about an experiment that can be known without training, in seconds; writes nothing but the cache of large data."""
 
 import shlex
 import statistics
@@ -8,18 +8,16 @@ from pathlib import Path
 
 import torch
 
-from modelforge.assembly import build_model, total_steps_of
+from modelforge.assembly import build_model, data_module, total_steps_of
 from modelforge.atoms.graph import Batch
-from modelforge.data.batches import structure_table
-from modelforge.data.order import BatchOrder
-from modelforge.data.prepare import PreparedData, prepare
+from modelforge.data.module import DataModule
+from modelforge.data.prepare import prepare
 from modelforge.experiment import Experiment, LoadedExperiment
 from modelforge.potentials.energy_model import EnergyModel
-from modelforge.report import data_summary, model_summary
+from modelforge.report import batch_summary, data_summary, model_summary
 from modelforge.run_folder import RunFolder
 from modelforge.training.eager_step import EagerStep
 from modelforge.training.loss import weights_of
-from modelforge.training.runtime import dtype_of
 
 TIMED_STEPS = 3
 OVERHEAD = 1.3  # measured: optimizer, averages and metrics on top of a step
@@ -37,10 +35,11 @@ def check(loaded: LoadedExperiment) -> Iterator[str]:
     split_file = folder.split if folder.split.exists() else None
     data = prepare(experiment.dataset, weights=weights_of(experiment.training.loss), split_file=split_file)
     yield from data_summary(data)
+    module = data_module(experiment, data)
     model = build_model(experiment, data)
-    order = BatchOrder(len(data.split.train), experiment.training.batch_size, experiment.runtime.seed)
-    yield from model_summary(experiment, model, order.steps_per_epoch)
-    yield _duration_line(experiment, data, model, order)
+    yield from model_summary(experiment, model)
+    yield batch_summary(experiment, module)
+    yield _duration_line(experiment, module, model)
     yield f"run folder: {folder.path} ({_state(folder, experiment)})"
     yield f"nothing was trained; start with: {start_command(loaded)}"
 
@@ -57,31 +56,19 @@ def _state(folder: RunFolder, experiment: Experiment) -> str:
     return "would go on from its last checkpoint" if folder.last_checkpoint.exists() else "would start from the beginning"
 
 
-def _duration_line(experiment: Experiment, data: PreparedData, model: EnergyModel, order: BatchOrder) -> str:
+def _duration_line(experiment: Experiment, module: DataModule, model: EnergyModel) -> str:
     """What an epoch and the whole run would take here, eagerly and on one device."""
     device = _device(experiment)
-    step = OVERHEAD * seconds_per_step(experiment, _first_batches(experiment, data, order, device), model.to(device))
-    validation = VALIDATION_COST * len(data.split.validation) / experiment.training.batch_size * step
-    epoch = order.steps_per_epoch * step + validation
-    total = total_steps_of(experiment, order.steps_per_epoch) / order.steps_per_epoch * epoch
+    module.last_step = min(1 + TIMED_STEPS, module.order.steps_per_epoch)
+    batches = [batch.to(device) for batch in module.train_dataloader()]
+    step = OVERHEAD * seconds_per_step(experiment, batches, model.to(device))
+    steps_per_epoch = module.order.steps_per_epoch
+    validation = VALIDATION_COST * len(module.validation) / len(module.training) * steps_per_epoch * step
+    epoch = steps_per_epoch * step + validation
+    total = total_steps_of(experiment, steps_per_epoch) / steps_per_epoch * epoch
     total = min(total, experiment.training.seconds or total)
     where = f"on the CPU with {torch.get_num_threads()} thread(s)" if device.type == "cpu" else f"on one {device.type}"
     return f"time: about {_words(epoch)} per epoch eager, about {_words(total)} in all (estimate, {where})"
-
-
-def _first_batches(experiment: Experiment, data: PreparedData, order: BatchOrder, device: torch.device) -> list[Batch]:
-    """The first batches of the run; edges are found only for their structures."""
-    constants, model_dtype = data.reference.table(), dtype_of(experiment.runtime)
-    tables = (
-        structure_table(
-            data.structures.take(data.split.train[chosen.numpy()]),
-            cutoff=experiment.potential.cutoff,
-            self_energies=constants,
-            dtype=model_dtype,
-        )
-        for chosen in order.epoch(0)[: 1 + TIMED_STEPS]
-    )
-    return [table.batch(torch.arange(len(table))).to(device) for table in tables]
 
 
 def seconds_per_step(experiment: Experiment, batches: list[Batch], model: EnergyModel) -> float:

@@ -31,7 +31,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Override a key, such as training.batch_size=8; repeatable.", metavar="KEY=VALUE"),
 ]
-Files = Annotated[list[str], typer.Argument(help="Files, globs or folders with structures, all of one format.", metavar="FILE...")]
+Files = Annotated[
+    list[str], typer.Argument(help="Files, globs or folders with structures, all of one format.", metavar="FILE...")
+]
 DataSettings = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help='A key of [dataset], such as energy_unit="kcal/mol"; repeatable.', metavar="KEY=VALUE"),

@@ -8,11 +8,14 @@ from ase.data import chemical_symbols
 from rich.table import Table
 
 from modelforge.data.filter import counts_by_reason
+from modelforge.data.module import DataModule
+from modelforge.data.packing import PackedOrder
 from modelforge.data.prepare import PreparedData
 from modelforge.data.structures import LABELS
 from modelforge.experiment import Experiment
 from modelforge.potentials.energy_model import EnergyModel
 
+MOST_PLACES = 5  # structures that are named
 MOST_REMOVALS = 10  # files with removed structures that are named
 
 COLUMNS = (
@@ -36,7 +39,7 @@ def data_summary(data: PreparedData) -> list[str]:
         + (f", {int(structures.periodic.any(axis=1).sum())} periodic" if structures.periodic.any() else ""),
         *(f"  {line}" for line in _coverage(data)),
         *_removals(data),
-        *data.audit.lines(),
+        *(f"  {line}" for line in data.audit.data.lines()),
         "sets: " + ", ".join(f"{name} {size}" for name, size in sizes.items() if size),
         "self-energies (eV): "
         + ", ".join(f"{chemical_symbols[z]} {value:.6f}" for z, value in data.reference.self_energies.by_element.items()),
@@ -44,15 +47,27 @@ def data_summary(data: PreparedData) -> list[str]:
     return lines + [f"note: {note}" for note in data.notes]
 
 
-def model_summary(experiment: Experiment, model: EnergyModel, steps_per_epoch: int) -> list[str]:
-    """The network, its size, and the length of the run."""
+def model_summary(experiment: Experiment, model: EnergyModel) -> list[str]:
+    """The network and its size."""
     num_parameters = sum(weight.numel() for weight in model.parameters())
     return [
         f"potential: {experiment.potential.name}, {num_parameters:,} parameters, cutoff {experiment.potential.cutoff:g} A, "
         f"output scale {float(model.scale):.4g} eV",
-        f"training: {experiment.training.max_epochs} epochs of {steps_per_epoch} steps, "
-        f"batch size {experiment.training.batch_size}",
     ]
+
+
+def batch_summary(experiment: Experiment, module: DataModule) -> str:
+    """The length of the run, and how structures are batched."""
+    training, order = experiment.training, module.order
+    length = f"training: {training.max_epochs} epochs of {order.steps_per_epoch} steps"
+    if not isinstance(order, PackedOrder):
+        return f"{length}, batch size {training.batch_size}"
+    budgets = {"edges": training.max_edges, "atoms": training.max_atoms}
+    limits = " and ".join(f"{budget:,} {name}" for name, budget in budgets.items() if budget)
+    alone = module.oversized()
+    named = ", ".join(alone[:MOST_PLACES]) + (" and others" if len(alone) > MOST_PLACES else "")
+    over = f"; {len(alone)} structures are over it and are batches of their own: {named}" if alone else ""
+    return f"{length}, batches of at most {limits}, {100 * order.efficiency():.0f} % of it used{over}"
 
 
 def error_table(results: Mapping[str, Any]) -> Table:

@@ -16,14 +16,14 @@ import torch
 from rich.console import Console
 
 from modelforge import __version__
-from modelforge.assembly import build_model, total_steps_of
+from modelforge.assembly import build_model, data_module, total_steps_of
 from modelforge.data.module import DataModule
 from modelforge.data.prepare import PreparedData, prepare
 from modelforge.evaluate import evaluate, write_predictions
 from modelforge.experiment import Experiment, LoadedExperiment, resolved_toml
 from modelforge.files import write_text
 from modelforge.model_file import FILE_NAME, TrainedPotential, save_potential
-from modelforge.report import data_report, data_summary, error_table, model_summary
+from modelforge.report import batch_summary, data_report, data_summary, error_table, model_summary
 from modelforge.run_folder import RunFolder, length_of
 from modelforge.training.checkpoint import load_checkpoint
 from modelforge.training.compilation import StepCompiler
@@ -31,7 +31,6 @@ from modelforge.training.display import LiveBar, PlainLines, RunLog, duration
 from modelforge.training.keeper import RunKeeper, next_stretch, num_stretches
 from modelforge.training.listener import Listener
 from modelforge.training.loss import weights_of
-from modelforge.training.runtime import dtype_of
 from modelforge.training.task import TrainingTask
 from modelforge.training.trainer import build_trainer, reason_not_to_compile
 
@@ -84,10 +83,10 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
     data = prepare(experiment.dataset, weights=weights_of(training.loss), split_file=folder.split, say=log.line)
     resolved = resolved_toml(experiment, loaded.origins)
     write_text(folder.experiment, resolved)
-    module = _data_module(experiment, data, trainer, log)
+    module = data_module(experiment, data, rank=trainer.global_rank, num_processes=trainer.world_size, say=log.line)
     model = build_model(experiment, data)
-    steps_per_epoch = module.order().steps_per_epoch
-    for line in (*data_summary(data), *model_summary(experiment, model, steps_per_epoch)):
+    steps_per_epoch = module.order.steps_per_epoch
+    for line in (*data_summary(data), *model_summary(experiment, model), batch_summary(experiment, module)):
         log.line(line)
     total_steps = total_steps_of(experiment, steps_per_epoch)
     refusal = reason_not_to_compile(runtime, trainer.strategy.root_device)
@@ -198,17 +197,3 @@ def _listeners(run: Run) -> tuple[list[Listener], LiveBar | None]:
     lines = PlainLines(run.log, interval=runtime.log_interval, steps_per_epoch=steps_per_epoch, shown=not live)
     bar = LiveBar(run.log, steps_per_epoch=steps_per_epoch) if live else None
     return ([lines, bar] if bar else [lines]), bar
-
-
-def _data_module(experiment: Experiment, data: PreparedData, trainer: pl.Trainer, log: RunLog) -> DataModule:
-    return DataModule(
-        data,
-        cutoff=experiment.potential.cutoff,
-        dtype=dtype_of(experiment.runtime),
-        batch_size=experiment.training.batch_size,
-        evaluation_batch_size=experiment.training.evaluation_batch_size,
-        seed=experiment.runtime.seed,
-        rank=trainer.global_rank,
-        num_processes=trainer.world_size,
-        say=log.line,
-    )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from modelforge.configuration.document import TomlDocument
+from modelforge.configuration.document import TomlDocument, TomlTable
 from modelforge.configuration.loading import Loaded, validated
 from modelforge.data.section import DatasetSection
 from modelforge.data.sources.paths import expand_paths
@@ -33,7 +33,7 @@ def load_data(paths: Sequence[str], settings: Sequence[str] = ()) -> Loaded[Data
     """The section that reads these files; `settings` are keys of `[dataset]`, such as `energy_unit="kcal/mol"`."""
     names = {setting.partition("=")[2].strip("\"' ") for setting in settings if _key(setting) == "name"}
     name = names.pop() if names else format_of(paths)
-    values = {"dataset": {"name": name, "path": [str(Path(path).absolute()) for path in paths]}}
+    values: TomlTable = {"dataset": {"name": name, "path": [str(Path(path).absolute()) for path in paths]}}
     overrides = [setting if setting.startswith("dataset.") else f"dataset.{setting}" for setting in settings]
     return validated(DataOnly, TomlDocument(Path("the command line"), values, {}), overrides)
 

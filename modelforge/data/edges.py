@@ -40,17 +40,25 @@ def edges_of(
     dtype: str = "float32",
     key: str = "",
     cache: Path | None = None,
+    mapped: Columns | None = None,
     say: Say = silent,
 ) -> EdgeTable:
-    """Edges of all structures within the cutoff in angstrom; with a cache and a key (the content hash) large ones are kept."""
+    """Edges of all structures within the cutoff in angstrom; with a cache and a key (the content hash) large ones are kept.
+
+    `mapped` are the columns that the structures come from, if they are mapped files.
+    """
     if cache is None or structures.offsets[-1] < KEPT_FROM_ATOMS:
         parts = [_part(piece, cutoff=cutoff, dtype=dtype) for piece in structures.pieces(ATOMS_AT_A_TIME)]
         joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in NAMES}
         return EdgeTable(**joined)
     folder = cache / "edges" / f"{key}-{cutoff!r}-{dtype}-{VERSION}"
     what = f"finding the edges of {len(structures):,} structures once, kept in {folder}"
+
+    def make(temporary: Path) -> None:
+        _write(temporary, structures, cutoff=cutoff, dtype=dtype, mapped=mapped)
+
     for _ in range(2):
-        prepared_once(folder, lambda temporary: _write(temporary, structures, cutoff=cutoff, dtype=dtype), what=what, say=say)
+        prepared_once(folder, make, what=what, say=say)
         try:
             columns = Columns(folder)
             return EdgeTable(**{name: columns.arrays[name] for name in NAMES}, columns=columns)
@@ -60,7 +68,7 @@ def edges_of(
     return edges_of(structures, cutoff=cutoff, dtype=dtype)
 
 
-def _write(folder: Path, structures: Structures, *, cutoff: float, dtype: str) -> None:
+def _write(folder: Path, structures: Structures, *, cutoff: float, dtype: str, mapped: Columns | None) -> None:
     writer = ColumnWriter(folder)
     shift_type = _shift_type(structures)
     try:
@@ -68,6 +76,8 @@ def _write(folder: Path, structures: Structures, *, cutoff: float, dtype: str) -
             part = _part(piece, cutoff=cutoff, dtype=dtype)
             for name in NAMES:
                 writer.add(name, part[name].astype(shift_type) if name == "sender_shift" else part[name])
+            if mapped is not None:
+                mapped.release()
         writer.finish({"cutoff": cutoff})
     finally:
         writer.close()

@@ -9,6 +9,7 @@ from modelforge.data.batches import StructureTable, structure_table
 from modelforge.data.store.content_hash import content_hash
 from modelforge.data.edges import edges_of
 from modelforge.data.order import BatchOrder, EvaluationBatches, TrainingBatches
+from modelforge.data.packing import PackedOrder
 from modelforge.data.prepare import PreparedData
 from modelforge.data.store.prepared_once import Say, silent
 
@@ -25,6 +26,8 @@ class DataModule(pl.LightningDataModule):
         cutoff: float,
         dtype: torch.dtype,
         batch_size: int,
+        max_edges: int | None = None,
+        max_atoms: int | None = None,
         evaluation_batch_size: int,
         seed: int,
         rank: int = 0,
@@ -33,19 +36,30 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.data = data
-        self.batch_size, self.evaluation_batch_size, self.seed = batch_size, evaluation_batch_size, seed
-        self.rank, self.num_processes = rank, num_processes
+        self.evaluation_batch_size, self.rank, self.num_processes = evaluation_batch_size, rank, num_processes
         self.first_step = self.last_step = 0
         self.table, self.training, self.validation = _table(data, cutoff=cutoff, dtype=dtype, say=say)
-
-    def order(self) -> BatchOrder:
-        """The order of the training batches of this process."""
-        return BatchOrder(len(self.training), self.batch_size, self.seed, self.rank, self.num_processes)
+        self.order: BatchOrder | PackedOrder = BatchOrder(len(self.training), batch_size, seed, rank, num_processes)
+        if max_edges or max_atoms:
+            self.order = PackedOrder(
+                self.table.num_edges[self.training].numpy(),
+                self.table.num_atoms[self.training].numpy(),
+                max_edges=max_edges,
+                max_atoms=max_atoms,
+                seed=seed,
+                rank=rank,
+                num_processes=num_processes,
+            )
 
     def train_dataloader(self) -> TrainingBatches:
         """The batches from `first_step` to `last_step`."""
         bounds = {"first_step": self.first_step, "last_step": self.last_step}
-        return TrainingBatches(self.table, self.order(), members=self.training, **bounds)
+        return TrainingBatches(self.table, self.order, members=self.training, **bounds)
+
+    def oversized(self) -> list[str]:
+        """`file:index` of the training structures that alone exceed the budget of a batch: each is a batch of its own."""
+        alone = self.order.oversized.tolist() if isinstance(self.order, PackedOrder) else []
+        return [self.data.structures.place(int(self.data.split.train[place])) for place in alone]
 
     def val_dataloader(self) -> EvaluationBatches:
         """The validation set."""
@@ -68,7 +82,7 @@ def _table(
         structures, mapped, members = structures.take(used), None, np.arange(len(used))
         key = content_hash(structures)
     precision = str(dtype).removeprefix("torch.")
-    edges = edges_of(structures, cutoff=cutoff, dtype=precision, key=key, cache=data.cache, say=say)
+    edges = edges_of(structures, cutoff=cutoff, dtype=precision, key=key, cache=data.cache, mapped=mapped, say=say)
     constants = data.reference.table()
     table = structure_table(
         structures,

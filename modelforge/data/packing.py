@@ -17,6 +17,9 @@ from torch import Tensor
 
 Integers = NDArray[np.int64]
 
+SPREADS = (0.1, 0.03, 0.01, 0.003, 0.001)
+"""Random factors on the sizes, from 1 to 1 + spread, by which the order of packing departs from that of the sizes."""
+
 
 class Shares(NamedTuple):
     """Edges and atoms of structures in one integer unit, so that sums are exact and both budgets are the same number."""
@@ -115,17 +118,31 @@ class PackedOrder:
         return np.append(np.arange(self.num_structures), again), Packing(np.append(batch_of, empty), filled)
 
     def _packing(self, random: np.random.Generator) -> Packing:
-        """A random packing within the budgets.
+        """A random packing within the budgets: repaired in part, else anew in ever stricter order of size.
 
-        Where it is over budget, the batches concerned and as many of the emptiest are packed again, tightly; if need be more
-        and more of them. All of them packed tightly are the packing that `_smallest_number_of_batches` found to fit.
+        The strictest is the packing that `_smallest_number_of_batches` found to fit, random only among equal structures.
         """
-        packing = packed(self._taken, shuffled(self._coarse, random), self._num_batches)
+        packing = self._repaired(packed(self._taken, shuffled(self._coarse, random), self._num_batches), random)
+        sizes = self._taken.max(axis=0)  # (N,)
+        for spread in SPREADS:
+            if not self._is_over(packing).any():
+                return packing
+            order = np.argsort(-sizes * random.uniform(1.0, 1.0 + spread, len(sizes)))
+            packing = packed(self._taken, order, self._num_batches)
+        if not self._is_over(packing).any():
+            return packing
+        return packed(self._taken, shuffled(self._exact, random), self._num_batches)
+
+    def _is_over(self, packing: Packing) -> NDArray[np.bool_]:
+        return packing.filled > self._shares.full
+
+    def _repaired(self, packing: Packing, random: np.random.Generator) -> Packing:
+        """Pack the batches over budget and as many of the emptiest again, tightly; then more and more of the emptiest."""
         by_room = np.argsort(packing.filled)[::-1]
-        num_over = int((packing.filled > self._shares.full).sum())
+        num_over = int(self._is_over(packing).sum())
         num_again = 2 * num_over
-        while (packing.filled > self._shares.full).any():
-            emptiest = by_room[max(num_over, self._num_batches - num_again + num_over) :]
+        while self._is_over(packing).any() and num_again < self._num_batches:
+            emptiest = by_room[self._num_batches - num_again + num_over :]
             packing = self._packed_again(packing, np.concatenate([by_room[:num_over], emptiest]), random)
             num_again *= 2
         return packing
@@ -159,7 +176,7 @@ class PackedOrder:
     def _mostly_fits_at_random(self, num_batches: int) -> bool:
         """Whether a random packing leaves enough batches within the budgets that repairs do not touch all of them."""
         order = shuffled(self._coarse, np.random.default_rng(0))  # not the seed of the run: the steps shall not depend on it
-        return bool((packed(self._taken, order, num_batches).filled > self._shares.full).sum() <= num_batches // 4)
+        return bool(self._is_over(packed(self._taken, order, num_batches)).sum() <= num_batches // 4)
 
     def _whole_steps(self, num_batches: int) -> int:
         """The next number of batches that together with the oversized ones gives each process as many."""

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
-from modelforge.data.audit.audit import Audit, audit, audit_sets
+from modelforge.data.audit.duplicates import Selection
+from modelforge.data.audit.sets import audit_sets
+from modelforge.data.audited import AuditedSets, audit_opened
 from modelforge.data.batches import sum_of_constants
 from modelforge.data.filter import element_table, filtered, refuse_unknown_subsets
 from modelforge.data.labels import missing_label_notes, require_labels, require_training_labels
@@ -32,12 +34,12 @@ class PreparedData:
 
     opened: OpenedData  # training, validation and, if cut out of them, test
     split: Split
-    tests: dict[str, Structures]  # the named test files
+    tests: dict[str, OpenedData]  # the named test files
     removals: tuple[Removal, ...]
     reference: Reference
     scale: float  # eV: what the network's output is multiplied with
     elements: tuple[int, ...]
-    audit: Audit
+    audit: AuditedSets
     subset_weights: Mapping[str, float]
     cache: Path
     notes: tuple[str, ...]  # what the user should know, in sentences
@@ -54,10 +56,7 @@ class PreparedData:
 
     def evaluated_sets(self) -> dict[str, tuple[Structures, Integers]]:
         """Every set that is not trained on, as structures and the indices of its members."""
-        sets = {"validation": (self.structures, self.split.validation)}
-        if len(self.split.test):
-            sets["test"] = (self.structures, self.split.test)
-        return sets | {name: (test, np.arange(len(test))) for name, test in self.tests.items()}
+        return evaluated_sets(self.structures, self.split, self.tests)
 
 
 def prepare(
@@ -79,10 +78,11 @@ def prepare(
     tests = _tests(source, opened, found, cache, say)
     require_training_labels(structures, found.train, report, weights)
     elements = _elements(structures, found, tests)
-    audited = audit(structures, np.concatenate(list(found.sets().values())))
-    _stop_if_found(source, audited)
+    audited = _audited(opened, found, tests, cache)
+    audited.stop_if_found(source.audit)
     reference = reference_of(source.self_energies, structures, found.train, elements, atoms)
-    data = PreparedData(
+    audit_notes = (f"{finding.key}: {finding.message}" for finding in audited.findings())
+    return PreparedData(
         opened,
         found,
         tests,
@@ -93,20 +93,29 @@ def prepare(
         audited,
         source.subset_weights,
         cache,
-        (),
+        (*atom_notes, *reference.notes, *missing_label_notes(report), *audit_notes),
     )
-    notes = (*atom_notes, *reference.notes, *missing_label_notes(report), *_set_notes(data), *_notes_of(audited))
-    return PreparedData(**{**vars(data), "notes": notes})
 
 
-def _stop_if_found(source: DataSource, audited: Audit) -> None:
-    """Labels that contradict each other stop the run unless the experiment says otherwise."""
-    if source.audit == "stop" and (found := [f"{finding.key}: {finding.message}" for finding in audited.stops]):
-        raise UserError("\n".join([*found, 'if the labels are right as they are, set dataset.audit = "report"']))
+def evaluated_sets(
+    structures: Structures, found: Split, tests: Mapping[str, OpenedData]
+) -> dict[str, tuple[Structures, Integers]]:
+    """Every set that is not trained on, as structures and the indices of its members."""
+    sets = {"validation": (structures, found.validation)}
+    if len(found.test):
+        sets["test"] = (structures, found.test)
+    return sets | {name: (test.structures, np.arange(len(test.structures))) for name, test in tests.items()}
 
 
-def _notes_of(audited: Audit) -> tuple[str, ...]:
-    return tuple(f"{finding.key}: {finding.message}" for finding in audited.findings)
+def _audited(opened: OpenedData, found: Split, tests: Mapping[str, OpenedData], cache: Path) -> AuditedSets:
+    structures = opened.structures
+    used = np.concatenate(list(found.sets().values()))
+    others = {name: Selection(*members) for name, members in evaluated_sets(structures, found, tests).items()}
+    return AuditedSets(
+        audit_opened(opened, used, cache=cache),
+        {name: audit_opened(test, np.arange(len(test.structures)), cache=cache) for name, test in tests.items()},
+        audit_sets(Selection(structures, found.train), others),
+    )
 
 
 def _isolated_atoms(
@@ -145,7 +154,7 @@ def _split(source: DataSource, structures: Structures, usable: Integers, split_f
     return found
 
 
-def _tests(source: DataSource, opened: OpenedData, found: Split, cache: Path, say: Say) -> dict[str, Structures]:
+def _tests(source: DataSource, opened: OpenedData, found: Split, cache: Path, say: Say) -> dict[str, OpenedData]:
     tests = {}
     for name, files in source.test_files().items():
         test = open_files(files, cache=cache, say=say)
@@ -154,8 +163,7 @@ def _tests(source: DataSource, opened: OpenedData, found: Split, cache: Path, sa
                 f"dataset.test_paths.{name}: holds the same structures as dataset.path, so its errors would say nothing; "
                 "name another file, or cut a test set out of the data with dataset.split.fractions"
             )
-        refuse_identical_atoms(test.structures)
-        tests[name] = test.structures
+        tests[name] = test
     if len(found.test) and "test" in tests:
         raise UserError(
             'dataset.test_paths.test: the name "test" is taken by the set that dataset.split cuts out; choose another'
@@ -163,12 +171,12 @@ def _tests(source: DataSource, opened: OpenedData, found: Split, cache: Path, sa
     return tests
 
 
-def _elements(structures: Structures, found: Split, tests: Mapping[str, Structures]) -> tuple[int, ...]:
+def _elements(structures: Structures, found: Split, tests: Mapping[str, OpenedData]) -> tuple[int, ...]:
     """Elements of the training set; elements that only other sets have cannot be predicted."""
     table = element_table(structures)
     training = np.flatnonzero(table[found.train].any(axis=0))
     others = {name: np.flatnonzero(table[found.sets()[name]].any(axis=0)) for name in ("validation", "test")}
-    for name, elements in (others | {name: np.array(test.elements) for name, test in tests.items()}).items():
+    for name, elements in (others | {name: np.array(test.structures.elements) for name, test in tests.items()}).items():
         if len(unknown := np.setdiff1d(elements, training)):
             symbols = ", ".join(chemical_symbols[z] for z in unknown)
             key = f"test_paths.{name}" if name in tests else "split"
@@ -196,8 +204,3 @@ def _rms_force(structures: Structures, training: Integers) -> float:
         known = piece.forces[piece.has_force]
         total, count = total + float((known**2).sum()), count + known.size
     return float(np.sqrt(total / count)) if count else 0.0
-
-
-def _set_notes(data: PreparedData) -> tuple[str, ...]:
-    """How many structures of the other sets are in the training set, atom for atom or nearly so."""
-    return tuple(audit_sets(data.structures, data.split.train, data.evaluated_sets()))

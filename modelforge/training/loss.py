@@ -76,18 +76,14 @@ def term_values(sums: Tensor) -> Tensor:
     return sums[:, 0] / sums[:, 1].clamp(min=1.0)
 
 
-def _energy_sums(
-    section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor
-) -> Tensor:
+def _energy_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor) -> Tensor:
     num_atoms = atoms_per_structure(graph)
     divisor = {"over_atoms": num_atoms.sqrt(), "per_atom": num_atoms, "total": torch.ones_like(num_atoms)}
     errors, known = _masked(prediction.energy, labels.energy)
     return _sums(_function(section, errors / divisor[section.energy_error]), known, weight)
 
 
-def _forces_sums(
-    section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor
-) -> Tensor:
+def _forces_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor) -> Tensor:
     errors, known = _masked(prediction.forces, labels.forces)
     values = _function(section, errors)
     if section.forces_mean == "component":
@@ -96,9 +92,7 @@ def _forces_sums(
     return _sums(sums[:, 0] / sums[:, 1].clamp(min=1.0), (sums[:, 1] > 0).to(sums.dtype), weight)
 
 
-def _stress_sums(
-    section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor
-) -> Tensor:
+def _stress_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor) -> Tensor:
     factor = (graph.volume / atoms_per_structure(graph).sqrt())[:, None, None]
     errors, known = _masked(prediction.stress * factor, labels.stress * factor)
     return _sums(_function(section, errors), known, weight[:, None, None])

@@ -42,7 +42,11 @@ class TrainingSection(Section):
     max_time: Duration | None = None
     """Training time after which the run ends, if that comes before `max_epochs`; over all resumptions."""
     batch_size: Count = 8
-    """Structures in a training batch of one process."""
+    """Structures in a training batch of one process, where neither `max_edges` nor `max_atoms` is given."""
+    max_edges: Count | None = None
+    """Edges in a training batch of one process at most, in place of `batch_size`: batches of equal work and memory."""
+    max_atoms: Count | None = None
+    """Atoms in a training batch of one process at most, in place of `batch_size` or beside `max_edges`."""
     evaluation_batch_size: Count = 64
     """Structures in a batch of validation and test; no result depends on it."""
     accumulate_batches: Count = 1
@@ -57,6 +61,13 @@ class TrainingSection(Section):
     lr_scheduler: LearningRateSection = ReduceOnPlateau()
     early_stopping: EarlyStoppingSection = EarlyStoppingSection()
     ema: WeightAverageSection = WeightAverageSection()
+
+    @model_validator(mode="after")
+    def _one_batch_size(self) -> "TrainingSection":
+        if (self.max_edges or self.max_atoms) and "batch_size" in self.model_fields_set:
+            budget = "max_edges" if self.max_edges else "max_atoms"
+            raise SectionError(("batch_size", f"must not be given together with {budget}; remove one of them"))
+        return self
 
     @model_validator(mode="after")
     def _one_interval(self) -> "TrainingSection":

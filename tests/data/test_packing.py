@@ -5,7 +5,7 @@ S structures.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, combinations
+from itertools import chain, combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -78,6 +78,7 @@ SMALL_BUDGET = edges_only(RANDOM.lognormal(5, 1, 2000).astype(int) + 1, 20_000)
 ALIKE = edges_only([100] * 700, 700)
 NARROW = edges_only(RANDOM.integers(80, 120, 1000), 1000)  # ten in a batch, hard to fit at random
 PAIRS = edges_only(RANDOM.integers(1, 1000, 400), 1000)  # about two in a batch
+TIGHT = Case(*(np.random.default_rng(3).lognormal(mean, 0.7, 400).astype(int) + 1 for mean in (5, 3)), 8000, 1000)
 DENSE = RANDOM.random(1000) < 0.5
 OPPOSED = Case(np.where(DENSE, 100, 50), np.where(DENSE, 5, 10), 4000, 400)
 
@@ -133,7 +134,7 @@ def test_the_order_is_a_function_of_seed_and_epoch(case: Case, num_processes: in
 @varied
 @given(cases(largest_set=7))
 def test_fewest_batches_is_never_more_than_the_best_packing_needs(case: Case):
-    inside = np.array([structure for structure in range(len(case.num_edges)) if case.is_within_budget([structure])], dtype=int)
+    inside = np.setdiff1d(np.arange(len(case.num_edges)), case.alone_too_large())
     fitting = Case(case.num_edges[inside], case.num_atoms[inside], case.max_edges, case.max_atoms)
     shares = budget_shares(*fitting[:2], max_edges=case.max_edges, max_atoms=case.max_atoms)
     assert fewest_batches(shares.taken, shares.full) <= best_number_of_batches(fitting)
@@ -159,13 +160,12 @@ def partitions(structures: list[int]) -> Iterator[list[list[int]]]:
             yield [*partition[:place], [first, *batch], *partition[place + 1 :]]
 
 
-@pytest.mark.parametrize("case", [SMALL_BUDGET, ALIKE, NARROW, PAIRS, OPPOSED])
-def test_epochs_and_seeds_differ_and_mates_part(case: Case):
+@pytest.mark.parametrize("case", [SMALL_BUDGET, ALIKE, NARROW, PAIRS, TIGHT, OPPOSED])
+def test_epochs_and_seeds_differ_and_most_mates_part(case: Case):
     order = case.order()
     one, next_epoch, other_seed = epoch_lists(order, 0), epoch_lists(order, 1), epoch_lists(case.order(seed=1), 0)
-    by_chance = 1 / len(one)
-    assert shared_pairs(one, next_epoch) < 2.5 * by_chance + 0.1
-    assert shared_pairs(one, other_seed) < 2.5 * by_chance + 0.1
+    assert shared_pairs(one, next_epoch) < 0.3
+    assert shared_pairs(one, other_seed) < 0.3
 
 
 @pytest.mark.parametrize("case", [SMALL_BUDGET, ALIKE, NARROW])
@@ -175,7 +175,7 @@ def test_with_many_structures_to_a_batch_mates_are_as_good_as_random(case: Case)
     assert shared == pytest.approx(1 / len(epochs[0]), rel=0.25)
 
 
-@pytest.mark.parametrize("case", [NARROW, PAIRS, OPPOSED])
+@pytest.mark.parametrize("case", [NARROW, PAIRS, TIGHT, OPPOSED])
 def test_where_random_packing_overflows_every_epoch_is_repaired(case: Case):
     order = case.order()
     for epoch in range(20):
@@ -207,6 +207,21 @@ def test_large_structures_of_one_step_meet():
     ranks = [epoch_lists(order) for order in edges_only(sizes, 800).ranks(2)]
     alone = [{batch[0] < 4 for batch in step} for step in zip(*ranks, strict=True)]
     assert all(len(kinds) == 1 for kinds in alone)
+
+
+def test_no_rank_always_has_the_heavier_batch():
+    ranks = [epoch_lists(order) for order in PAIRS.ranks(2)]
+    more = np.array([PAIRS.load(one) - PAIRS.load(other) for one, other in zip(*ranks, strict=True)])
+    assert 0.35 < np.mean(more[more != 0] > 0) < 0.65
+
+
+@pytest.mark.parametrize("case", [NARROW, PAIRS])
+def test_the_number_of_steps_does_not_depend_on_the_seed(case: Case):
+    assert len({case.order(seed=seed).steps_per_epoch for seed in range(10)}) == 1
+
+
+def test_no_structure_is_repeated_where_each_rank_can_have_another():
+    assert sorted(chain.from_iterable(epoch_lists(order)[0] for order in edges_only([60, 0, 0], 100).ranks(3))) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 1.5])
@@ -257,12 +272,11 @@ def test_structures_without_edges_are_spread_over_the_batches():
 def test_evaluation_sees_every_structure_once_in_file_order_within_budget(case: Case, num_processes: int):
     seen: list[int] = []
     for rank in range(num_processes):
-        batches = [batch.tolist() for batch in evaluation_batches(**case._asdict(), rank=rank, num_processes=num_processes)]
+        found = evaluation_batches(**case._asdict(), rank=rank, num_processes=num_processes)
+        batches = [batch.tolist() for batch in found]
         share = list(chain.from_iterable(batches))
         assert share == sorted(share)
         assert all(case.is_within_budget(batch) or len(batch) == 1 for batch in batches)
-        assert not any(
-            case.is_within_budget([*batch, follower[0]]) for batch, follower in zip(batches, batches[1:], strict=False)
-        )
+        assert not any(case.is_within_budget([*batch, follower[0]]) for batch, follower in pairwise(batches))
         seen += share
     assert sorted(seen) == list(range(len(case.num_edges)))

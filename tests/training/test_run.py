@@ -24,6 +24,7 @@ from tolerances import CALCULATOR, DRIFT, FINITE_DIFFERENCE, RECOMPUTED_METRIC, 
 
 from modelforge.calculator import ModelforgeCalculator
 from modelforge.data.sources import bundled
+from modelforge.data.sources.gather import read
 from modelforge.errors import UserError
 from modelforge.evaluate import evaluate
 from modelforge.experiment import load
@@ -193,7 +194,7 @@ def test_checkpoints_are_read_without_executing_anything(finished: Path):
 
 def test_a_loaded_potential_gives_the_metrics_of_the_results(data: Path, finished: Path):
     trained = load_potential(finished)
-    structures = load(data / "x.toml").experiment.dataset.read_tests()["hot"].structures
+    structures = read(load(data / "x.toml").experiment.dataset.test_files()["hot"]).structures
     for batch_size in (64, 3):
         found = evaluate(trained, structures, batch_size=batch_size).metrics
         assert nearly_equal(found, results(finished)["metrics"]["hot"], 1e-5 if batch_size == 3 else 1e-9)
