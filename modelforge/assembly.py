@@ -2,8 +2,8 @@
 
 import torch
 
-from modelforge.data.module import DataModule
 from modelforge.data.prepare import PreparedData
+from modelforge.data.run_batches import RunBatches
 from modelforge.data.store.prepared_once import Say, silent
 from modelforge.experiment import Experiment
 from modelforge.potentials.energy_model import EnergyModel
@@ -26,12 +26,12 @@ def total_steps_of(experiment: Experiment, steps_per_epoch: int) -> int:
     return min(by_epochs, by_steps)
 
 
-def data_module(
+def run_batches(
     experiment: Experiment, data: PreparedData, *, rank: int = 0, num_processes: int = 1, say: Say = silent
-) -> DataModule:
+) -> RunBatches:
     """Batches of the data for one of several processes."""
     training = experiment.training
-    return DataModule(
+    return RunBatches(
         data,
         cutoff=experiment.potential.cutoff,
         dtype=dtype_of(experiment.runtime),

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from modelforge.assembly import build_model, data_module, total_steps_of
+from modelforge.assembly import build_model, run_batches, total_steps_of
 from modelforge.atoms.graph import Batch
-from modelforge.data.module import DataModule
 from modelforge.data.prepare import prepare
+from modelforge.data.run_batches import RunBatches
 from modelforge.experiment import Experiment, LoadedExperiment
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.report import batch_summary, data_summary, model_summary
@@ -35,11 +35,11 @@ def check(loaded: LoadedExperiment) -> Iterator[str]:
     split_file = folder.split if folder.split.exists() else None
     data = prepare(experiment.dataset, weights=weights_of(experiment.training.loss), split_file=split_file)
     yield from data_summary(data)
-    module = data_module(experiment, data)
+    batches = run_batches(experiment, data)
     model = build_model(experiment, data)
     yield from model_summary(experiment, model)
-    yield batch_summary(experiment, module)
-    yield _duration_line(experiment, module, model)
+    yield batch_summary(experiment, batches)
+    yield _duration_line(experiment, batches, model)
     yield f"run folder: {folder.path} ({_state(folder, experiment)})"
     yield f"nothing was trained; start with: {start_command(loaded)}"
 
@@ -56,14 +56,13 @@ def _state(folder: RunFolder, experiment: Experiment) -> str:
     return "would go on from its last checkpoint" if folder.last_checkpoint.exists() else "would start from the beginning"
 
 
-def _duration_line(experiment: Experiment, module: DataModule, model: EnergyModel) -> str:
+def _duration_line(experiment: Experiment, batches: RunBatches, model: EnergyModel) -> str:
     """What an epoch and the whole run would take here, eagerly and on one device."""
     device = _device(experiment)
-    module.last_step = min(1 + TIMED_STEPS, module.order.steps_per_epoch)
-    batches = [batch.to(device) for batch in module.train_dataloader()]
-    step = OVERHEAD * seconds_per_step(experiment, batches, model.to(device))
-    steps_per_epoch = module.order.steps_per_epoch
-    validation = VALIDATION_COST * len(module.validation) / len(module.training) * steps_per_epoch * step
+    steps_per_epoch = batches.steps_per_epoch
+    first = [batch.to(device) for batch in batches.training(0, min(1 + TIMED_STEPS, steps_per_epoch))]
+    step = OVERHEAD * seconds_per_step(experiment, first, model.to(device))
+    validation = VALIDATION_COST * len(batches.validation_members) / len(batches.members) * steps_per_epoch * step
     epoch = steps_per_epoch * step + validation
     total = total_steps_of(experiment, steps_per_epoch) / steps_per_epoch * epoch
     total = min(total, experiment.training.seconds or total)

@@ -8,9 +8,9 @@ from ase.data import chemical_symbols
 from rich.table import Table
 
 from modelforge.data.filter import counts_by_reason
-from modelforge.data.module import DataModule
 from modelforge.data.packing import PackedOrder
 from modelforge.data.prepare import PreparedData
+from modelforge.data.run_batches import RunBatches
 from modelforge.data.structures import LABELS
 from modelforge.experiment import Experiment
 from modelforge.potentials.energy_model import EnergyModel
@@ -39,8 +39,9 @@ def data_summary(data: PreparedData) -> list[str]:
         + (f", {int(structures.periodic.any(axis=1).sum())} periodic" if structures.periodic.any() else ""),
         *(f"  {line}" for line in _coverage(data)),
         *_removals(data),
-        *(f"  {line}" for line in data.audit.data.lines()),
         "sets: " + ", ".join(f"{name} {size}" for name, size in sizes.items() if size),
+        "audit:",
+        *(f"  {line}" for line in data.audit.data.lines()),
         "self-energies (eV): "
         + ", ".join(f"{chemical_symbols[z]} {value:.6f}" for z, value in data.reference.self_energies.by_element.items()),
     ]
@@ -56,15 +57,15 @@ def model_summary(experiment: Experiment, model: EnergyModel) -> list[str]:
     ]
 
 
-def batch_summary(experiment: Experiment, module: DataModule) -> str:
+def batch_summary(experiment: Experiment, batches: RunBatches) -> str:
     """The length of the run, and how structures are batched."""
-    training, order = experiment.training, module.order
+    training, order = experiment.training, batches.order
     length = f"training: {training.max_epochs} epochs of {order.steps_per_epoch} steps"
     if not isinstance(order, PackedOrder):
         return f"{length}, batch size {training.batch_size}"
     budgets = {"edges": training.max_edges, "atoms": training.max_atoms}
     limits = " and ".join(f"{budget:,} {name}" for name, budget in budgets.items() if budget)
-    alone = module.oversized()
+    alone = batches.oversized()
     named = ", ".join(alone[:MOST_PLACES]) + (" and others" if len(alone) > MOST_PLACES else "")
     over = f"; {len(alone)} structures are over it and are batches of their own: {named}" if alone else ""
     return f"{length}, batches of at most {limits}, {100 * order.efficiency():.0f} % of it used{over}"

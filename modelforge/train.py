@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from modelforge import __version__
-from modelforge.assembly import build_model, data_module, total_steps_of
+from modelforge.assembly import build_model, run_batches, total_steps_of
 from modelforge.data.module import DataModule
 from modelforge.data.prepare import PreparedData, prepare
 from modelforge.evaluate import evaluate, write_predictions
@@ -83,10 +83,10 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
     data = prepare(experiment.dataset, weights=weights_of(training.loss), split_file=folder.split, say=log.line)
     resolved = resolved_toml(experiment, loaded.origins)
     write_text(folder.experiment, resolved)
-    module = data_module(experiment, data, rank=trainer.global_rank, num_processes=trainer.world_size, say=log.line)
+    batches = run_batches(experiment, data, rank=trainer.global_rank, num_processes=trainer.world_size, say=log.line)
     model = build_model(experiment, data)
-    steps_per_epoch = module.order.steps_per_epoch
-    for line in (*data_summary(data), *model_summary(experiment, model), batch_summary(experiment, module)):
+    steps_per_epoch = batches.steps_per_epoch
+    for line in (*data_summary(data), *model_summary(experiment, model), batch_summary(experiment, batches)):
         log.line(line)
     total_steps = total_steps_of(experiment, steps_per_epoch)
     refusal = reason_not_to_compile(runtime, trainer.strategy.root_device)
@@ -100,7 +100,7 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
         checkpoint = load_checkpoint(folder.last_checkpoint)
         task.restore(checkpoint["task"])
         keeper.restore(checkpoint["keeper"])
-    return Run(experiment, resolved, folder, data, module, task, keeper, trainer, log)
+    return Run(experiment, resolved, folder, data, DataModule(batches), task, keeper, trainer, log)
 
 
 def fit(run: Run) -> None:

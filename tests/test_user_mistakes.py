@@ -343,7 +343,7 @@ CASES = [
     ),
     Case(
         "a virial for a stress",
-        "x.toml:10: dataset.stress_key: must name a stress, which is -virial / volume in most codes (got 'virial')",
+        "x.toml:10: dataset.stress_key: must name a stress (got 'virial'); name a virial in virial_key",
         added('stress_key = "virial"'),
     ),
     Case(

@@ -3,6 +3,7 @@
 Legend: S structures, N atoms, E edges of all of them.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelforge.atoms.neighbors import Edges, find_edges
-from modelforge.data.store.columns import Columns, ColumnWriter, DamagedColumns
+from modelforge.data.store.columns import INDEX, Columns, ColumnWriter, DamagedColumns
 from modelforge.data.store.prepared_once import Say, prepared_once, silent
 from modelforge.data.structures import Array, Integers, Structures
 
@@ -64,7 +65,8 @@ def edges_of(
             return EdgeTable(**{name: columns.arrays[name] for name in NAMES}, columns=columns)
         except DamagedColumns as error:
             say(f"{error}: damaged; finding them again")
-            (folder / "columns.json").unlink(missing_ok=True)
+            with suppress(OSError):  # they are not kept again then
+                (folder / INDEX).unlink()
     return edges_of(structures, cutoff=cutoff, dtype=dtype)
 
 

@@ -4,7 +4,7 @@ Legend: S structures, N atoms of all structures together (structure s owns the a
 Units: eV, angstrom, eV/angstrom, eV/angstrom^3, elementary charges. A missing label is NaN. The arrays may be memory-mapped.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -192,14 +192,23 @@ def ragged_arange(starts: Integers, counts: Integers) -> Integers:
 
 def concatenate(parts: Sequence[Structures]) -> Structures:
     """All structures of `parts` one after the other; file and subset indices are renumbered, group numbers are not."""
-    files = tuple(dict.fromkeys(name for part in parts for name in part.files))
-    names = tuple(dict.fromkeys(name for part in parts for name in part.subset_names))
+    files = _all_names(part.files for part in parts)
+    names = _all_names(part.subset_names for part in parts)
     columns = {name: _joined([getattr(part, name) for part in parts]) for name in COLUMNS}
-    columns["file"] = np.concatenate([np.array([files.index(f) for f in part.files], int)[part.file] for part in parts])
-    columns["subset"] = np.concatenate(
-        [np.array([names.index(n) for n in part.subset_names], int)[part.subset] for part in parts]
-    )
-    return Structures(**columns, subset_names=names, files=files)
+    columns["file"] = np.concatenate([_places(part.files, files)[part.file] for part in parts])
+    columns["subset"] = np.concatenate([_places(part.subset_names, names)[part.subset] for part in parts])
+    return Structures(**columns, subset_names=tuple(names), files=tuple(files))
+
+
+def _all_names(lists: Iterable[tuple[str, ...]]) -> dict[str, int]:
+    """Each name of some lists with its number; most lists are the same one."""
+    names = dict.fromkeys(name for some in dict.fromkeys(lists) for name in some)
+    return {name: number for number, name in enumerate(names)}
+
+
+def _places(names: tuple[str, ...], numbers: Mapping[str, int]) -> Integers:
+    """The numbers of some names, (names,)."""
+    return np.array([numbers[name] for name in names], dtype=np.int64)
 
 
 def _joined(columns: Sequence[Array]) -> Array:

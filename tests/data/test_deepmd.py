@@ -15,6 +15,7 @@ from modelforge.data.structures import Structures, concatenate
 from modelforge.errors import UserError
 
 RNG = np.random.default_rng(0)
+NO_SYSTEM = "must name a DeePMD system, a folder with type.raw, or folders of them"
 BOX = np.array([4.0, 0, 0, 0.5, 5, 0, 0, 0, 6])
 
 
@@ -211,14 +212,8 @@ def test_systems_are_found_below_folders_and_by_globs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (
-            "b",
-            "dataset.path: 'FOLDER/b' must name a DeePMD system, a folder with type.raw, or folders of them (got a folder without)",
-        ),
-        (
-            "x.npy",
-            "dataset.path: 'FOLDER/x.npy' must name a DeePMD system, a folder with type.raw, or folders of them (got a file)",
-        ),
+        ("b", f"dataset.path: 'FOLDER/b' {NO_SYSTEM} (got a folder without)"),
+        ("x.npy", f"dataset.path: 'FOLDER/x.npy' {NO_SYSTEM} (got a file)"),
         ("wate", "dataset.path: 'FOLDER/wate' matches no folder (did you mean 'water'?)"),
         ("*.no", "dataset.path: 'FOLDER/*.no' matches no folder"),
     ],
@@ -293,7 +288,7 @@ def truncate(system: Path) -> None:
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "frames": (
         save("energy", lambda array: array[:3]),
-        "water/set.000/energy.npy: must have 4 frames, as coord.npy has, with 1 numbers each (got shape (3,))",
+        "water/set.000/energy.npy: must have 4 frames, as coord.npy has, with one number each (got shape (3,))",
     ),
     "atoms": (
         save("force", lambda array: array[:, :6]),

@@ -74,11 +74,17 @@ def shared_pairs(one: list[list[int]], other: list[list[int]]) -> float:
     return len(pairs & again) / len(pairs)
 
 
+def unrelated(num_structures: int) -> Case:
+    """Edges and atoms that have nothing to do with each other, in numbers for which few of the fullest packings fit."""
+    random = np.random.default_rng(3)
+    edges, atoms = (random.lognormal(mean, 0.7, num_structures).astype(int) for mean in (5, 3))
+    return Case(edges, atoms + 1, 8000, 1000)
+
+
 SMALL_BUDGET = edges_only(RANDOM.lognormal(5, 1, 2000).astype(int) + 1, 20_000)
 ALIKE = edges_only([100] * 700, 700)
 NARROW = edges_only(RANDOM.integers(80, 120, 1000), 1000)  # ten in a batch, hard to fit at random
 PAIRS = edges_only(RANDOM.integers(1, 1000, 400), 1000)  # about two in a batch
-TIGHT = Case(*(np.random.default_rng(3).lognormal(mean, 0.7, 400).astype(int) + 1 for mean in (5, 3)), 8000, 1000)
 DENSE = RANDOM.random(1000) < 0.5
 OPPOSED = Case(np.where(DENSE, 100, 50), np.where(DENSE, 5, 10), 4000, 400)
 
@@ -160,7 +166,7 @@ def partitions(structures: list[int]) -> Iterator[list[list[int]]]:
             yield [*partition[:place], [first, *batch], *partition[place + 1 :]]
 
 
-@pytest.mark.parametrize("case", [SMALL_BUDGET, ALIKE, NARROW, PAIRS, TIGHT, OPPOSED])
+@pytest.mark.parametrize("case", [SMALL_BUDGET, ALIKE, NARROW, PAIRS, OPPOSED])
 def test_epochs_and_seeds_differ_and_most_mates_part(case: Case):
     order = case.order()
     one, next_epoch, other_seed = epoch_lists(order, 0), epoch_lists(order, 1), epoch_lists(case.order(seed=1), 0)
@@ -168,14 +174,14 @@ def test_epochs_and_seeds_differ_and_most_mates_part(case: Case):
     assert shared_pairs(one, other_seed) < 0.3
 
 
-@pytest.mark.parametrize("case", [SMALL_BUDGET, ALIKE, NARROW])
+@pytest.mark.parametrize("case", [SMALL_BUDGET, ALIKE, NARROW, unrelated(400), unrelated(3000)])
 def test_with_many_structures_to_a_batch_mates_are_as_good_as_random(case: Case):
     epochs = [epoch_lists(case.order(), epoch) for epoch in range(4)]
     shared = np.mean([shared_pairs(one, other) for one, other in combinations(epochs, 2)])
     assert shared == pytest.approx(1 / len(epochs[0]), rel=0.25)
 
 
-@pytest.mark.parametrize("case", [NARROW, PAIRS, TIGHT, OPPOSED])
+@pytest.mark.parametrize("case", [NARROW, PAIRS, OPPOSED, unrelated(400)])
 def test_where_random_packing_overflows_every_epoch_is_repaired(case: Case):
     order = case.order()
     for epoch in range(20):

@@ -159,7 +159,7 @@ def test_acetylacetone_with_its_isolated_atoms_is_bound_and_shifted(shared_data:
     data = prepare(source, weights=WEIGHTS)
     assert data.reference.self_energies.fitted == ()
     assert data.notes == ()
-    training = data.training
+    training = data.structures.take(data.split.train)
     binding = (training.energy - sum_of_constants(training, data.reference.self_energies.table())) / training.num_atoms
     assert -6.0 < binding.mean() < -4.0  # eV per atom
     rest = training.energy - sum_of_constants(training, data.reference.table())
@@ -177,7 +177,7 @@ def test_isolated_atoms_among_the_data_are_taken_out_of_all_sets(tmp_path: Path)
     data = prepare(source, weights=WEIGHTS)
     assert data.reference.self_energies.by_element == {z: PLANTED[z] for z in (1, 6, 8)}
     assert sum(len(part) for part in data.split.sets().values()) == 12
-    assert (data.training.num_atoms > 1).all()
+    assert (data.structures.take(data.split.train).num_atoms > 1).all()
     assert "3 isolated atoms give the self-energies and are in none of the sets" in data.notes
 
 

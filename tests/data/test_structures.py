@@ -79,7 +79,7 @@ def test_structures_that_are_taken_are_those_of_a_loop(structures: Structures, d
     for name in COLUMNS:
         by_structure = rows(structures, name)
         assert_rows(taken, name, [by_structure[place] for place in chosen])
-    assert constants(taken) == constants(structures), "what is missing everywhere takes no memory"
+    assert constants(taken) >= constants(structures), "what is missing everywhere takes no memory"
     assert [taken.place(k) for k in range(len(taken))] == [structures.place(k) for k in chosen]
     assert len(structures.atoms_of(chosen)) == taken.offsets[-1]
 

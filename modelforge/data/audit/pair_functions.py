@@ -19,6 +19,7 @@ NUM_GAUSSIANS = 16  # 8 miss the stretch vibrations (60 % of the forces' varianc
 CUTOFF = 5.0  # angstrom
 FIRST_CENTRE = 0.7  # angstrom
 RIDGE = 1e-5  # of the diagonal of the normal equations
+MAX_ATOMS = 6_000  # of all conformations: dense liquids take 0.15 ms each
 MAX_PARAMETERS = 600  # above (eight elements) the fit would take seconds
 
 
@@ -49,7 +50,7 @@ def predict_energies(ensembles: list[Ensemble], *, length_scale: float) -> Predi
     `length_scale` is by how much lengths seem to be too large. Crystals whose cell changes are left out: forces do not see
     the uniform strain.
     """
-    usable = [ensemble for ensemble in ensembles if _has_one_cell(ensemble)]
+    usable = _thinned([ensemble for ensemble in ensembles if _has_one_cell(ensemble)])
     if not usable:
         return None
     basis = _Basis(np.unique(np.concatenate([ensemble.atomic_numbers for ensemble in usable])), length_scale)
@@ -77,6 +78,13 @@ def predict_energies(ensembles: list[Ensemble], *, length_scale: float) -> Predi
     )
 
 
+def _thinned(ensembles: list[Ensemble]) -> list[Ensemble]:
+    """Each ensemble at equal distances, so that all together have about `MAX_ATOMS` atoms."""
+    num_atoms = sum(len(ensemble) * ensemble.num_atoms for ensemble in ensembles)
+    step = max(1, -(-num_atoms // MAX_ATOMS))
+    return [ensemble.every(step) for ensemble in ensembles if len(ensemble) > step]
+
+
 def _has_one_cell(ensemble: Ensemble) -> bool:
     change = np.abs(ensemble.cell - ensemble.cell[0]).max()
     return len(ensemble) > 1 and (not ensemble.is_periodic or bool(change <= SAME_CELL * np.abs(ensemble.cell[0]).max()))
@@ -96,15 +104,24 @@ def _features(ensemble: Ensemble, basis: _Basis) -> tuple[Floats, Floats]:
     receiver = conformation * num_atoms + edges.receivers
     distance = np.linalg.norm(edges.vectors, axis=1)
     values, slopes = _gaussians(distance / basis.length_scale)  # (E, B) each
-    columns = _pair_type(ensemble, edges.receivers.astype(np.int64), edges.senders.astype(np.int64), basis) * NUM_GAUSSIANS
-    of_energy = np.zeros((num, basis.num_parameters))
-    of_forces = np.zeros((num * num_atoms, 3, basis.num_parameters))
-    for k in range(NUM_GAUSSIANS):
-        np.add.at(of_energy, (conformation, columns + k), 0.5 * values[:, k])  # each pair is two edges
-        for axis in range(3):
-            along = edges.vectors[:, axis] / distance
-            np.add.at(of_forces[:, axis], (receiver, columns + k), slopes[:, k] / basis.length_scale * along)
-    return of_energy, of_forces.reshape(-1, basis.num_parameters)
+    pair = _pair_type(ensemble, edges.receivers.astype(np.int64), edges.senders.astype(np.int64), basis)
+    num_pairs = basis.num_parameters // NUM_GAUSSIANS
+    of_energy = _sums(0.5 * values, conformation * num_pairs + pair, num * num_pairs)  # each pair is two edges
+    along = edges.vectors / distance[:, None] / basis.length_scale
+    atom_pair, num_rows = receiver * num_pairs + pair, num * num_atoms * num_pairs
+    of_forces = np.stack([_sums(slopes * along[:, [axis]], atom_pair, num_rows) for axis in range(3)])
+    by_atom = of_forces.reshape(3, num * num_atoms, basis.num_parameters)
+    return of_energy.reshape(num, -1), np.swapaxes(by_atom, 0, 1).reshape(-1, basis.num_parameters)
+
+
+def _sums(rows: Floats, labels: Integers, num_labels: int) -> Floats:
+    """Sums of the rows (E, B) of each label, (num_labels, B)."""
+    totals = np.zeros((num_labels, rows.shape[1]))
+    order = np.argsort(labels, kind="stable")
+    ordered = labels[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    totals[ordered[starts]] = np.add.reduceat(rows[order], starts, axis=0)
+    return totals
 
 
 def _pair_type(ensemble: Ensemble, receivers: Integers, senders: Integers, basis: _Basis) -> Integers:

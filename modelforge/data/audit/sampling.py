@@ -34,6 +34,11 @@ class Ensemble:
     def __len__(self) -> int:
         return len(self.energy)
 
+    def every(self, step: int) -> "Ensemble":
+        """The first conformation and each that is a multiple of `step` after it."""
+        labels = (self.positions, self.forces, self.energy, self.stress, self.cell)
+        return Ensemble(self.atomic_numbers, *(values[::step] for values in labels), self.periodic)
+
     @property
     def num_atoms(self) -> int:
         """Atoms of each conformation."""

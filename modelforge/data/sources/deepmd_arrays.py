@@ -7,9 +7,11 @@ Legend: F frames of a set.
 """
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -30,27 +32,32 @@ def mapped(path: Path) -> Array:
     """The array of a npy file, mapped into memory."""
     try:
         with path.open("rb") as file:
-            start = file.read(12)
-            width = 2 if start[6:7] == b"\x01" else 4
-            begin = 8 + width + int.from_bytes(start[8 : 8 + width], "little")
-            file.seek(8 + width)
-            text = file.read(min(begin - 8 - width, LARGEST_HEADER)).decode("latin1")
-        size = path.stat().st_size
+            begin, kind, shape, order = header_of(file, path)
+            size = os.fstat(file.fileno()).st_size
+            needed = begin + math.prod(shape) * kind.itemsize
+            if size != needed:
+                raise UserError(f"{path}: must have {needed} bytes, as its header says (got {size}); is it truncated?")
+            if not shape or not math.prod(shape):
+                raise UserError(f"{path}: must hold at least one frame (got an array of shape {shape})")
+            return np.memmap(file, kind, "r", begin, shape, order)
     except OSError as error:
         raise UserError(f"{path}: must be a file that can be read (got: {error.strerror})") from None
-    header = HEADER.match(text)
-    if not start.startswith(MAGIC) or start[6:7] not in (b"\x01", b"\x02", b"\x03") or header is None:
+
+
+def header_of(file: BinaryIO, path: Path) -> tuple[int, "np.dtype[Any]", tuple[int, ...], Literal["C", "F"]]:
+    """Where the numbers of a npy file begin, their type, and the shape and order of the array."""
+    start = file.read(12)
+    width = 2 if start[6:7] == b"\x01" else 4
+    begin = 8 + width + int.from_bytes(start[8 : 8 + width], "little")
+    file.seek(8 + width)
+    found = HEADER.match(file.read(min(begin - 8 - width, LARGEST_HEADER)).decode("latin1"))
+    if not start.startswith(MAGIC) or start[6:7] not in (b"\x01", b"\x02", b"\x03") or found is None:
         raise UserError(f"{path}: must be a npy file with an array of numbers (got something else)")
-    kind, shape = _kind(header["type"], path), tuple(int(length) for length in re.findall(r"\d+", header["shape"]))
-    needed = begin + math.prod(shape) * kind.itemsize
-    if size != needed:
-        raise UserError(f"{path}: must have {needed} bytes, as its header says (got {size}); is it truncated?")
-    if not math.prod(shape) or not shape:
-        raise UserError(f"{path}: must hold at least one frame (got an array of shape {shape})")
-    return np.memmap(path, kind, "r", begin, shape, "F" if header["order"] == "True" else "C")
+    shape = tuple(int(length) for length in re.findall(r"\d+", found["shape"]))
+    return begin, _kind(found["type"], path), shape, "F" if found["order"] == "True" else "C"
 
 
-def _kind(name: str, path: Path) -> np.dtype:
+def _kind(name: str, path: Path) -> "np.dtype[Any]":
     try:
         kind = np.dtype(name)
     except TypeError:
@@ -66,9 +73,9 @@ def in_frames(path: Path, num_frames: int, size: int | Sequence[int]) -> Array:
     rows = array.reshape(1, -1) if array.ndim == 1 and num_frames == 1 else array
     per_frame = math.prod(rows.shape[1:])
     if len(rows) != num_frames or per_frame not in sizes:
-        expected = " or ".join(map(str, sizes))
+        expected = "one number" if sizes == (1,) else f"{' or '.join(map(str, sizes))} numbers"
         raise UserError(
-            f"{path}: must have {num_frames} frames, as coord.npy has, with {expected} numbers each (got shape {array.shape})"
+            f"{path}: must have {num_frames} frames, as coord.npy has, with {expected} each (got shape {array.shape})"
         )
     return rows
 

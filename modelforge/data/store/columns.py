@@ -23,24 +23,26 @@ LITTLE = "<"
 class ColumnWriter:
     """Appends rows to the columns of a new folder; `finish` makes it readable.
 
-    A column that is one value for all its rows, as columns are in which everything is missing, is written as that value.
+    A column that is one number throughout, as columns are in which everything is missing, is written as that number.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
         self._files: dict[str, IO[bytes]] = {}
-        self._constants: dict[str, Array] = {}
+        self._constants: dict[str, np.generic] = {}
         self._described: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._rows: dict[str, int] = {}
 
     def add(self, name: str, values: Array) -> None:
         """Append rows (R, ...) to a column."""
-        self._described[name] = (values.dtype.str.replace(">", LITTLE), values.shape[1:])
+        values = values.astype(values.dtype.newbyteorder(LITTLE), copy=False)
+        described = (values.dtype.str, values.shape[1:])
+        assert self._described.setdefault(name, described) == described, f"{name}: all parts have one type"
         before = self._rows.get(name, 0)
         self._rows[name] = before + len(values)
         if name not in self._files:
-            if self._still_constant(name, values, before):
+            if self._still_constant(name, values):
                 return
             self._files[name] = (self.folder / f"{name}.bin").open("wb")
             if before:
@@ -59,7 +61,7 @@ class ColumnWriter:
             name: {
                 "dtype": dtype,
                 "shape": [self._rows[name], *shape],
-                "constant": None if name in self._files else self._constants[name].tolist(),
+                "constant": self._constants[name].item() if name in self._constants and name not in self._files else None,
             }
             for name, (dtype, shape) in self._described.items()
         }
@@ -72,22 +74,21 @@ class ColumnWriter:
             index.flush()
             os.fsync(index.fileno())
 
-    def _still_constant(self, name: str, values: Array, before: int) -> bool:
+    def _still_constant(self, name: str, values: Array) -> bool:
+        """Whether all numbers so far have the same bits."""
         if not len(values):
             return True
-        if not is_constant(values):
-            return False
-        known = (
-            self._constants.setdefault(name, values[0]) if not before or name not in self._constants else self._constants[name]
-        )
-        return bool(np.array_equal(known, values[0], equal_nan=known.dtype.kind == "f"))
+        known = self._constants.setdefault(name, values.flat[0])
+        some = np.ascontiguousarray(values[:1] if is_constant(values) else values)
+        bits = f"u{some.itemsize}"
+        return bool((some.view(bits) == known.view(bits)).all())
 
     def _repeat(self, name: str, rows: int) -> None:
         """Write out the value of rows that were constant so far, in pieces."""
-        value = self._constants[name]
+        value, (_, shape) = self._constants[name], self._described[name]
         while rows:
             some = min(rows, 100_000)
-            self._write(name, np.broadcast_to(value, (some, *value.shape)))
+            self._write(name, np.broadcast_to(value, (some, *shape)))
             rows -= some
 
     def _write(self, name: str, values: Array) -> None:
@@ -109,7 +110,7 @@ class Columns:
             self.about: Mapping[str, Any] = index["about"]
             self._maps: list[mmap.mmap] = []
             self.arrays = {name: self._open(name, **column) for name, column in index["columns"].items()}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENOMEM):
                 raise
             raise DamagedColumns(f"{folder}: {error}") from error

@@ -7,6 +7,7 @@ import numpy as np
 from modelforge.data.structures import COLUMNS, LABELS, Array, Structures, is_constant
 
 HASHED = ("num_atoms", "atomic_numbers", "positions", "cell", "periodic", *LABELS, "weight")
+ROWS_AT_A_TIME = 100_000
 
 
 class ContentHash:
@@ -33,12 +34,16 @@ class ContentHash:
                 self._missing[name] += len(values)
                 return
             self._present.add(name)
-            self._update(name, COLUMNS[name].absent(self._missing[name]))
+            for first in range(0, self._missing[name], ROWS_AT_A_TIME):
+                self._update(name, COLUMNS[name].absent(min(ROWS_AT_A_TIME, self._missing[name] - first)))
         self._update(name, values)
 
     def _update(self, name: str, values: Array) -> None:
         if len(values):
-            self._digests[name].update(np.ascontiguousarray(values, dtype=COLUMNS[name].dtype).data.cast("B"))
+            numbers = np.ascontiguousarray(values, dtype=COLUMNS[name].dtype)
+            if numbers.dtype.kind == "f" and (missing := np.isnan(numbers)).any():
+                numbers = np.where(missing, np.nan, numbers)  # all NaN with the same bits, whatever was computed with them
+            self._digests[name].update(numbers.data.cast("B"))
 
 
 def content_hash(structures: Structures) -> str:

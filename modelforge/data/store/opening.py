@@ -8,11 +8,12 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelforge import __version__
-from modelforge.data.store.columns import Columns, DamagedColumns
+from modelforge.data.store.columns import INDEX, Columns, DamagedColumns
 from modelforge.data.store.content_hash import content_hash
 from modelforge.data.store.file_digests import file_digest
 from modelforge.data.store.prepared_once import Say, prepared_once
@@ -53,7 +54,7 @@ def cache_folder(chosen: str | None) -> Path:
 
 def open_files(files: Sequence[SourceFiles], *, cache: Path, say: Say, store_from: int = STORE_FROM) -> OpenedData:
     """The structures of all files; `say` is told what takes long."""
-    if len(files) == 1 and isinstance(files[0].reader, Stored) and len(files[0].paths) == 1:
+    if len(files) == 1 and isinstance(files[0].reader, Stored) and len(files[0].paths) == 1 and not files[0].prefix:
         return _opened(open_store(files[0].paths[0]))
     origins = [path for some in files for each in some.paths for path in some.reader.bytes_of(each)]
     size = sum(path.stat().st_size for path in origins)
@@ -73,7 +74,8 @@ def _prepared(files: Sequence[SourceFiles], *, size: int, cache: Path, say: Say)
             return Store(folder, files=names)
         except DamagedColumns as error:
             say(f"{error}: damaged; preparing it again")
-            (folder / "columns.json").unlink(missing_ok=True)
+            with suppress(OSError):  # it is not made again then, and stays damaged
+                (folder / INDEX).unlink()
     raise UserError(f"dataset.cache_folder: {folder} is damaged again and again; check the disk, or name another folder")
 
 

@@ -9,6 +9,7 @@ import fcntl
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,22 +24,23 @@ def silent(text: str) -> None:
     """Says nothing."""
 
 
+ABANDONED = 24 * 3600.0  # seconds without a change: whoever wrote on another host is dead
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def prepared_once(folder: Path, make: Callable[[Path], None], *, what: str, say: Say) -> Path:
     """The folder, made by `make(temporary folder)` if it is not there; `what` is said before the work begins."""
-    if (folder / INDEX).exists():
-        return folder
     try:
+        if (folder / INDEX).exists():
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_name(f"{folder.name}.lock"), say) as alone:
             if not (folder / INDEX).exists():
                 say(what)
                 _make(folder, make, alone=alone)
     except OSError as error:
-        raise _unwritable(folder.parent, error, "dataset.cache_folder") from error
+        raise _unwritable(folder, error, "dataset.cache_folder") from error
     return folder
 
 
@@ -47,13 +49,14 @@ def make_folder(folder: Path, make: Callable[[Path], None], *, key: str) -> None
     try:
         _make(folder, make, alone=False)
     except OSError as error:
-        raise _unwritable(folder.parent, error, key) from error
+        raise _unwritable(folder, error, key) from error
 
 
 def _make(folder: Path, make: Callable[[Path], None], *, alone: bool) -> None:
     if alone:  # whoever began before us is dead
         for left in folder.parent.glob(f".{folder.name}.*.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
+            if _is_left(left):
+                shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         make(temporary)
@@ -65,6 +68,17 @@ def _make(folder: Path, make: Callable[[Path], None], *, alone: bool) -> None:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_left(temporary: Path) -> bool:
+    """Whether nobody writes into a temporary folder: locks of some network disks hold among the processes of one host only."""
+    if f".{socket.gethostname()}." in temporary.name:
+        return True
+    try:
+        changed = max(file.stat().st_mtime for file in (temporary, *temporary.glob("*")))
+    except FileNotFoundError:  # somebody is at work there
+        return False
+    return time.time() - changed > ABANDONED
 
 
 @contextmanager
@@ -84,9 +98,13 @@ def _locked(path: Path, say: Say) -> Iterator[bool]:
         yield True
 
 
-def _unwritable(folder: Path, error: OSError, key: str) -> UserError:
+def _unwritable(made: Path, error: OSError, key: str) -> UserError:
+    folder = made.parent
+    if isinstance(error.filename, str) and not _is_of(made.absolute(), Path(error.filename).absolute()):
+        return UserError(f"{error.filename}: {error.strerror}")
     if error.errno in NO_SPACE:
-        free = shutil.disk_usage(folder).free / 1e9
+        there = next(some for some in (folder, *folder.absolute().parents) if some.exists())
+        free = shutil.disk_usage(there).free / 1e9
         return UserError(
             f"{key}: the disk of {folder} is full ({free:.1f} GB free; {error.strerror}); nothing there was "
             "changed. Make room, or name a folder on another disk"
@@ -96,3 +114,11 @@ def _unwritable(folder: Path, error: OSError, key: str) -> UserError:
             f"{key}: must be a folder that can be written to (got {folder}: {error.strerror}); name another"
         )
     return UserError(f"{key}: {folder}: {error.strerror or error}; name another folder")
+
+
+def _is_of(made: Path, path: Path) -> bool:
+    """Whether a path belongs to a folder that is made: it is beside it under its name, or leads to it."""
+    folder = made.parent
+    if folder in path.parents:
+        return made.name in path.relative_to(folder).parts[0]
+    return path in (folder, *folder.parents)

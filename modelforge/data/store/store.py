@@ -4,14 +4,17 @@ A store opens at once whatever its size, takes no memory of its own, and is shar
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from modelforge.data.store.columns import INDEX, Columns, ColumnWriter, DamagedColumns
 from modelforge.data.store.content_hash import ContentHash
 from modelforge.data.sources.gather import Gatherer
 from modelforge.data.sources.read_report import Reading, ReadReport, report_from_json
 from modelforge.data.sources.source import SourceFiles
-from modelforge.data.structures import COLUMNS, Structures
+from modelforge.data.structures import COLUMNS, Array, Structures, is_constant
 from modelforge.errors import UserError
 
 VERSION = 1  # of the columns; a store of another version is not read
@@ -42,8 +45,7 @@ def _write(folder: Path, parts: Iterable[Structures], told: Gatherer | ReadRepor
             found.add(part)
             names = part.subset_names
             for name in COLUMNS:
-                values = getattr(part, name)
-                writer.add(name, values.astype(COMPACT[name]) if name in COMPACT else values)
+                writer.add(name, _typed(getattr(part, name), COMPACT.get(name, COLUMNS[name].dtype)))
         report = told if isinstance(told, ReadReport) else told.report()
         writer.finish(
             {
@@ -56,6 +58,13 @@ def _write(folder: Path, parts: Iterable[Structures], told: Gatherer | ReadRepor
         )
     finally:
         writer.close()
+
+
+def _typed(values: Array, dtype: str) -> Array:
+    """A column in a type; one that is a single number stays without memory."""
+    if is_constant(values) and values.size:
+        return np.broadcast_to(values.flat[0].astype(dtype), values.shape)
+    return values.astype(dtype, copy=False)
 
 
 class Store:
@@ -71,12 +80,11 @@ class Store:
             )
         names = files or tuple(about["files"])
         self.content_hash: str = about["content_hash"]
-        arrays = {
-            name: values.astype(COLUMNS[name].dtype) if name in COMPACT else values
-            for name, values in self.columns.arrays.items()
-        }
+        arrays = {name: _typed(values, COLUMNS[name].dtype) for name, values in self.columns.arrays.items()}
         structures = Structures(**arrays, subset_names=tuple(about["subset_names"]), files=names)
-        self.reading = Reading(structures, report_from_json(about["report"], names))
+        report, present = report_from_json(about["report"], names), dict(zip(about["files"], names, strict=True))
+        removals = tuple(replace(removal, file=present.get(removal.file, removal.file)) for removal in report.removals)
+        self.reading = Reading(structures, replace(report, removals=removals))
 
 
 def open_store(folder: Path) -> Store:
