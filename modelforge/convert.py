@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from modelforge.configuration.writing import toml_value
-from modelforge.data.sources.extxyz_writer import write_extxyz
+from modelforge.data.sources.extxyz_writer import has_groups, write_extxyz
 from modelforge.data.sources.source import DataSource
 from modelforge.data.store.opening import cache_folder, open_files
 from modelforge.data.store.prepared_once import make_folder, silent
@@ -34,13 +34,16 @@ def convert(source: DataSource, out: Path) -> Iterator[str]:
     yield f"{len(structures)} structures written to {out}, with {coverage or 'no labels'}, in eV and angstrom"
     for removal in report.removals:
         yield f"left out: {removal.count} of {removal.file}: {removal.reason}"
-    yield from ("read it with:", "[dataset]", *_toml_lines(out, [label for label, count in labels.items() if count]))
+    keys = [label for label, count in labels.items() if count]
+    if has_groups(structures):
+        keys.append("group")
+    yield from ("read it with:", "[dataset]", *_toml_lines(out, keys))
 
 
-def _toml_lines(out: Path, labels: list[str]) -> Iterator[str]:
+def _toml_lines(out: Path, keys: list[str]) -> Iterator[str]:
     """The keys of `[dataset]` that read what was written."""
     is_text = out.suffix.lower() in TEXT_SUFFIXES
     yield f'name = "{"extxyz" if is_text else "store"}"'
     yield f"path = {toml_value(str(out))}"
     if is_text:
-        yield from (f'{label}_key = "{label}"' for label in labels if label not in ("energy", "forces"))
+        yield from (f'{key}_key = "{key}"' for key in keys if key not in ("energy", "forces"))

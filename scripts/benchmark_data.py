@@ -1,17 +1,19 @@
-"""Speed and memory of the data path on synthetic molecules: HDF5 -> store -> edges -> batches, beside peers' ways.
+"""Speed and memory of the data path on synthetic molecules: HDF5 -> store -> edges -> batches, beside the ways of others.
 
-Each step is a process of its own (this script with a step's name), so its peak memory is its own: VmHWM, which counts mapped
-pages of files, too. Peers (`peers/stream_structures.py`) stream a random sample of the same structures, in turns with ours
-(A B A B ...), on one thread, in the same order of batches. Extended XYZ is read beside ASE (`peers/read_extxyz.py`).
+Each step is a process of its own (a script in `peers/`), so its peak memory is its own: VmHWM, which counts mapped pages of
+files, too. Others stream a random sample of the same structures: ours and theirs take turns (A B A B ...), on one thread, in
+the same order of batches. Extended XYZ is read by ours and by ASE in turns.
 
     python scripts/benchmark_data.py --num-structures 1000000 --json figures.json
 
-A million structures take about 10 GB of disk, all of it also in the page cache, and 10 minutes. Linux only, for /proc.
+A million structures take 10 GB of disk and of page cache, and about 10 minutes. Needs lmdb; Linux only, for /proc. This process
+imports neither torch nor modelforge.
 """
 
 import argparse
 import json
 import os
+import random
 import shlex
 import statistics
 import subprocess
@@ -28,55 +30,63 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "scripts" / "peers"
-SIDES = (("ase", 0), ("lmdb", 0), ("lmdb", 1), ("memory", 0), ("memory", 1))  # peers with their data loading processes
 NAMES = {"ase": "ASE database", "lmdb": "LMDB of pickles", "memory": "tensors in memory"}
-OURS = "modelforge"
+SIDES = (("ase", 0), ("lmdb", 0), ("lmdb", 1), ("memory", 0), ("memory", 1))  # others with their data loading processes
+OURS, ALL = "modelforge", "modelforge, all structures"
 SEED = 0
-CUTOFF = 5.0  # angstrom
-SIZES = range(15, 26)  # atoms
-FEWEST = KEPT_FROM_ATOMS // min(SIZES) + 1  # structures: edges of fewer are not kept in files
+FEWEST = 20_000  # structures: of far fewer neither store nor edges would be files
+TARGETS_FOR = 1_000_000  # structures
 MB = 1e6
 NOTES = """\
-"modelforge, all" streams everything, "modelforge" the sample of the peers out of it. Peers stream by torch's DataLoader, which
-collates structure by structure with torch.cat; "+ worker" loads in a second process. LMDB and memory hold the edges, the ASE
-database finds them one structure at a time by modelforge's find_edges. The first batch of each peer equals ours bit for bit
-(ours has reverse edges, volumes, stresses and weights besides). ready: opening, or reading into memory. per core: by the time
-on all cores. Peak memory (VmHWM) counts mapped pages of files, anonymous memory (RssAnon, looked at every 10 ms) does not."""
+The others have torch's DataLoader, which collates structure by structure with torch.cat; "1 worker" loads in a second process.
+LMDB and memory hold the edges; from the ASE database each structure's edges are found by modelforge's find_edges. Their first
+batches equal ours bit for bit (ours have reverse edges, volumes, stresses and weights besides). per core: by the time on all
+cores. ready: s until the data are open, or in memory. peak MB: VmHWM of the main process, which counts mapped pages of files,
+libraries among them; anonymous MB: the highest RssAnon, looked at every 10 ms."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a process told, and what was seen from outside."""
+    """What a process told of itself, and what was seen from outside."""
 
-    told: Told
+    seconds: dict[str, float]  # of its parts, without imports
+    counts: dict[str, int]
+    core_seconds: float  # of the epoch, on all cores, with data loading processes
+    peak_mb: float  # VmHWM
     process_seconds: float  # from its start to its end
-    anonymous_mb: float  # peak of RssAnon, looked at every 10 ms
+    anonymous_mb: float  # highest RssAnon
 
     @property
-    def seconds(self) -> float:
-        """Time of all its parts, without imports."""
-        return sum(self.told.seconds.values())
+    def whole(self) -> float:
+        """Seconds of all parts."""
+        return sum(self.seconds.values())
 
     @property
     def rate(self) -> float:
         """Structures/s of its epoch."""
-        return self.told.counts["structures"] / self.told.seconds["epoch"]
+        return self.counts["structures"] / self.seconds["epoch"]
 
     @property
     def core_rate(self) -> float:
-        """Structures for each second of a core."""
-        return self.told.counts["structures"] / self.told.core_seconds
+        """Structures for each second on a core."""
+        return self.counts["structures"] / self.core_seconds
+
+    @property
+    def build_rate(self) -> float:
+        """Structures/s of all its parts."""
+        return self.counts["structures"] / self.whole
 
 
 @dataclass(frozen=True)
 class XyzFile:
-    """A file of extended XYZ, read by both; equal in every label, else `peers/read_extxyz.py` ends the benchmark."""
+    """A file of extended XYZ, read by both."""
 
     file: str
     structures: int
     ours: float  # s
     ase: float  # s
-    labels: str
+    labels: str  # that it has
+    differences: str
 
     @property
     def ratio(self) -> float:
@@ -101,34 +111,39 @@ class Target:
         return f"target: {self.what}: {bound} {self.limit:,.0f} {self.unit}: {got} {self.unit}: {'reached' if reached else 'MISSED'}"
 
 
-def memory_mb(status: str, name: str) -> float:
-    """An entry of /proc/*/status; 0 where a process has ended."""
-    return next((int(line.split()[1]) * 1024 / MB for line in status.splitlines() if line.startswith(f"{name}:")), 0.0)
-
-
-def measure(*words: str | Path) -> Measured:
-    """Run a script in a process with one thread to its end; ends the benchmark with its last words if it fails."""
-    command = [sys.executable, *map(str, words)]
+def measure(script: str, *words: str | Path) -> Measured:
+    """Run a script in a process with one thread to its end; its last words end the benchmark if it fails."""
+    command = [sys.executable, str(PEERS / script), *map(str, words)]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    paths = {"PYTHONPATH": str(ROOT / "scripts")}  # peers import what is shared from here
     anonymous, begin = 0.0, time.perf_counter()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
-        child = subprocess.Popen(command, stdout=said, stderr=said, env=os.environ | threads | paths)
-        status = Path(f"/proc/{child.pid}/status")
-        while child.poll() is None:  # until then its entry is there
-            anonymous = max(anonymous, memory_mb(status.read_text(encoding="utf-8"), "RssAnon"))
+        child = subprocess.Popen(command, stdout=said, stderr=said, env=os.environ | threads)
+        while child.poll() is None:
+            anonymous = max(anonymous, anonymous_mb(child.pid))
             time.sleep(0.01)
         seconds = time.perf_counter() - begin
         said.seek(0)
         lines = said.read().splitlines()
-    if child.returncode:
+    told = [line for line in lines if line.startswith('{"seconds"')]
+    if child.returncode or not told:
         sys.exit("\n".join([f"exit code {child.returncode} of {shlex.join(command)}:", *lines[-30:]]))
-    return Measured(Told(**json.loads(lines[-1])), seconds, anonymous)
+    return Measured(**json.loads(told[-1]), process_seconds=seconds, anonymous_mb=anonymous)
 
 
-def step(name: str, folder: Path) -> Measured:
-    """A step of ours in a process of its own."""
-    return measure(__file__, "--step", name, "--folder", folder)
+def anonymous_mb(process: int) -> float:
+    """Memory that is not of files; 0 where a process is at its end."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    return next((int(line.split()[1]) * 1024 / MB for line in status.splitlines() if line.startswith("RssAnon:")), 0.0)
+
+
+def ours(step: str, folder: Path) -> Measured:
+    """A step of ours."""
+    return measure("stream_modelforge.py", step, "--folder", folder)
+
+
+def theirs(action: str, peer: str, folder: Path, *, workers: int = 0) -> Measured:
+    """An action of a peer."""
+    return measure("stream_peers.py", action, peer, "--folder", folder, "--workers", str(workers))
 
 
 def warm(folder: Path) -> None:
@@ -140,24 +155,18 @@ def warm(folder: Path) -> None:
 
 
 def race(folder: Path, *, rounds: int, console: Console) -> dict[str, list[Measured]]:
-    """All sides in turns over the sample, and ours over all structures, round after round."""
+    """An epoch of each side in turns, round after round: ours over all structures, then all sides over the sample."""
     found: dict[str, list[Measured]] = {}
     for number in range(1, rounds + 1):
-        for label, command in {
-            f"{OURS}, all": (__file__, "--step", "stream_all", "--folder", folder),
-            OURS: (__file__, "--step", "stream_sample", "--folder", folder),
-            **{in_words(*side): peer_command("stream", *side, folder=folder) for side in SIDES},
-        }.items():
+        for label, side in {ALL: None, OURS: None, **{in_words(*side): side for side in SIDES}}.items():
             warm(folder)
-            measured = measure(*command)
+            if side:
+                measured = theirs("stream", side[0], folder, workers=side[1])
+            else:
+                measured = ours("stream_all" if label == ALL else "stream_sample", folder)
             found.setdefault(label, []).append(measured)
             console.print(f"round {number} of {rounds}: {label}: {measured.rate:,.0f} structures/s")
     return found
-
-
-def peer_command(action: str, peer: str, workers: int, *, folder: Path) -> tuple[str | Path, ...]:
-    """How a peer is run."""
-    return (PEERS / "stream_structures.py", action, peer, "--workers", str(workers), "--folder", folder)
 
 
 def in_words(peer: str, workers: int) -> str:
@@ -188,28 +197,39 @@ def steps_table(steps: dict[str, Measured]) -> Table:
 
 def step_row(name: str, measured: Measured) -> list[str]:
     """Time, speed and memory of a step."""
-    seconds = (f"{measured.seconds:.2f}", f"{measured.process_seconds:.1f}")
-    rate = f"{measured.told.counts['structures'] / measured.seconds:,.0f}"
-    return [name, *seconds, rate, f"{measured.told.peak_mb:.0f}", f"{measured.anonymous_mb:.0f}"]
+    seconds = (f"{measured.whole:.2f}", f"{measured.process_seconds:.1f}")
+    rate = f"{measured.build_rate:,.0f}"
+    return [name, *seconds, rate, f"{measured.peak_mb:.0f}", f"{measured.anonymous_mb:.0f}"]
 
 
 def streaming_table(found: dict[str, list[Measured]]) -> Table:
     """A row for each side; ours over the sample is what the peers are compared with."""
-    ours = median(measured.rate for measured in found[OURS])
-    titles = ("side", "structures", "median", "lowest", "highest", "per core", "ours / it", "ready s", "peak MB", "anonymous MB")
-    rows = [streaming_row(label, rounds, ours) for label, rounds in found.items()]
+    own = median(measured.rate for measured in found[OURS])
+    titles = (
+        "side",
+        "structures",
+        "median",
+        "lowest",
+        "highest",
+        "per core",
+        "ours / it",
+        "ready s",
+        "peak MB",
+        "anonymous MB",
+    )
+    rows = [streaming_row(label, rounds, own) for label, rounds in found.items()]
     return table_of("an epoch of batches with edges, structures/s", titles, rows)
 
 
-def streaming_row(label: str, rounds: Sequence[Measured], ours: float) -> list[str]:
+def streaming_row(label: str, rounds: Sequence[Measured], own: float) -> list[str]:
     """Medians of speed, the highest memory."""
     rates = [measured.rate for measured in rounds]
     speeds = (median(rates), min(rates), max(rates), median(measured.core_rate for measured in rounds))
-    ratio, ready = ours / median(rates), median(measured.told.seconds["ready"] for measured in rounds)
-    peaks = (max(measured.told.peak_mb for measured in rounds), max(measured.anonymous_mb for measured in rounds))
+    ratio, ready = own / median(rates), median(measured.seconds["ready"] for measured in rounds)
+    peaks = (max(measured.peak_mb for measured in rounds), max(measured.anonymous_mb for measured in rounds))
     return [
         label,
-        f"{rounds[0].told.counts['structures']:,}",
+        f"{rounds[0].counts['structures']:,}",
         *(f"{speed:,.0f}" for speed in speeds),
         f"{ratio:.1f}",
         f"{ready:.2f}",
@@ -217,17 +237,16 @@ def streaming_row(label: str, rounds: Sequence[Measured], ours: float) -> list[s
     ]
 
 
-def builds_table(ours: Measured, builds: dict[str, Measured]) -> Table:
+def builds_table(own: Measured, builds: dict[str, Measured]) -> Table:
     """What it costs to prepare the data; ours begins at HDF5, the peers' at structures that lie in memory."""
-    all_sides = {OURS: ours, **builds}
-    rates = {label: each.told.counts["structures"] / each.seconds for label, each in all_sides.items()}
+    all_sides = {OURS: own, **builds}
     rows = [
         [
             label,
-            f"{each.told.counts['structures']:,}",
-            f"{rates[label]:,.0f}",
-            f"{rates[OURS] / rates[label]:.1f}",
-            f"{each.told.counts['bytes'] / each.told.counts['structures']:,.0f}",
+            f"{each.counts['structures']:,}",
+            f"{each.build_rate:,.0f}",
+            f"{own.build_rate / each.build_rate:.1f}",
+            f"{each.counts['bytes'] / each.counts['structures']:,.0f}",
         ]
         for label, each in all_sides.items()
     ]
@@ -238,36 +257,48 @@ def builds_table(ours: Measured, builds: dict[str, Measured]) -> Table:
 def xyz_table(files: Sequence[XyzFile]) -> Table:
     """A row for each file of extended XYZ."""
     rows = [
-        [each.file, f"{each.structures:,}", f"{each.ours * 1e3:.2f}", f"{each.ase * 1e3:.2f}", f"{each.ratio:.1f}", each.labels]
+        [
+            each.file,
+            f"{each.structures:,}",
+            f"{each.ours * 1e3:.2f}",
+            f"{each.ase * 1e3:.2f}",
+            f"{each.ratio:.1f}",
+            each.labels,
+            each.differences or "none",
+        ]
         for each in files
     ]
     return table_of(
-        "reading extended XYZ", ("file", "structures", "ours ms", "ase.io.read ms", "ratio", "labels that are there"), rows
+        "reading extended XYZ",
+        ("file", "structures", "ours ms", "ase.io.read ms", "ratio", "labels that both find", "differences"),
+        rows,
     )
 
 
 def read_xyz(folder: Path, data: Path) -> list[XyzFile]:
     """Our reader beside ASE's, on all files below a folder."""
     figures = folder / "extxyz.json"
-    measure(PEERS / "read_extxyz.py", "--data", data, "--json", figures)
+    measure("read_extxyz.py", "--data", data, "--json", figures)
     return [XyzFile(**each) for each in json.loads(figures.read_text(encoding="utf-8"))]
 
 
 def targets_of(steps: dict[str, Measured], found: dict[str, list[Measured]], files: Sequence[XyzFile]) -> list[Target]:
     """What is asked for of a million structures, and of extended XYZ."""
-    epochs = found[f"{OURS}, all"]
+    epochs = found[ALL]
     targets = [
-        Target("open the store", steps["open_again"].seconds, 1.0, "s"),
-        Target("peak memory of opening", steps["open_again"].told.peak_mb, 1000, "MB"),
-        Target("prepare store and edges from HDF5", steps["prepare"].seconds, 300, "s"),
-        Target("peak memory of preparing", steps["prepare"].told.peak_mb, 1000, "MB"),
+        Target("open the store", steps["open_again"].whole, 1.0, "s"),
+        Target("peak memory of opening", steps["open_again"].peak_mb, 1000, "MB"),
+        Target("prepare store and edges from HDF5", steps["prepare"].whole, 300, "s"),
+        Target("peak memory of preparing", steps["prepare"].peak_mb, 1000, "MB"),
         Target("stream an epoch of all", median(each.rate for each in epochs), 50_000, "structures/s", at_least=True),
         Target("stream an epoch of all, per core", median(each.core_rate for each in epochs), 50_000, "1/s", at_least=True),
-        Target("peak memory of streaming", max(each.told.peak_mb for each in epochs), 1000, "MB"),
+        Target("peak memory of streaming", max(each.peak_mb for each in epochs), 1000, "MB"),
     ]
     if files:
         whole = sum(each.ase for each in files) / sum(each.ours for each in files)
         targets.append(Target("extended XYZ, all files together", whole, 10, "times ase.io.read", at_least=True))
+        differ = sum(bool(each.differences) for each in files)
+        targets.append(Target("extended XYZ, files that differ", differ, 0, "files"))
         targets.append(
             Target("extended XYZ, the worst file", min(f.ratio for f in files), 10, "times ase.io.read", at_least=True)
         )
@@ -275,11 +306,8 @@ def targets_of(steps: dict[str, Measured], found: dict[str, list[Measured]], fil
 
 
 def main() -> None:
-    """Let all steps and sides run, print, write."""
+    """Let all run in a folder."""
     options, console = parse(), Console()
-    if options.step:
-        tell(STEPS[options.step](options.folder))
-        return
     with tempfile.TemporaryDirectory(prefix="benchmark-") as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -289,36 +317,29 @@ def main() -> None:
 
 
 def benchmark(folder: Path, options: argparse.Namespace, console: Console) -> None:
-    """The benchmark in a folder."""
-    num, num_peer = options.num_structures, min(options.num_peer_structures, options.num_structures)
-    workload = {"num_structures": num, "num_peer_structures": num_peer, "batch_size": options.batch_size}
-    (folder / "workload.json").write_text(json.dumps(workload), encoding="utf-8")
-    np.save(folder / "sample.npy", np.random.default_rng(SEED).permutation(num)[:num_peer])
+    """Let the steps and sides run, print, write."""
+    workload = write_workload(folder, options)
+    num = workload["num_structures"]
     console.print(
-        f"{num:,} molecules of {min(SIZES)} to {max(SIZES)} atoms, cutoff {CUTOFF} angstrom, batches of {options.batch_size} in "
-        f"random order, one thread of {os.cpu_count()} cores; the peers, and ours beside them, have a random sample of "
-        f"{num_peer:,}; {options.rounds} rounds",
+        f"{num:,} molecules, batches of {options.batch_size} in random order, one thread of {os.cpu_count()} cores; others, and "
+        f"ours beside them, stream a random sample of {workload['num_peer_structures']:,}; {options.rounds} rounds",
         soft_wrap=True,
     )
-    steps = {name: step(name, folder) for name in ("write_hdf5", "prepare")}
-    steps["open_again"] = sorted((step("open_again", folder) for _ in range(3)), key=lambda each: each.seconds)[1]
-    counts = steps["prepare"].told.counts
-    console.print(
-        f"{(folder / 'molecules.h5').stat().st_size / MB:,.0f} MB of HDF5, {counts['bytes'] / MB:,.0f} MB prepared; "
-        f"{counts['atoms'] / num:.1f} atoms and {counts['edges'] / num:.0f} edges a structure",
-        soft_wrap=True,
-    )
-    builds = {NAMES[peer]: measure(*peer_command("build", peer, 0, folder=folder)) for peer in ("ase", "lmdb")}
-    found = race(folder, rounds=options.rounds, console=console)
     files = read_xyz(folder, options.data) if options.data.is_dir() else []
+    console.print(xyz_table(files) if files else f"no folder {options.data}: extended XYZ is not compared")
+    steps = {name: ours(name, folder) for name in ("write_hdf5", "prepare")}
+    steps["open_again"] = sorted((ours("open_again", folder) for _ in range(3)), key=lambda each: each.whole)[1]
+    console.print(steps_table(steps), contents_in_words(steps), sep="\n", soft_wrap=True)
+    builds = {NAMES[peer]: theirs("build", peer, folder) for peer in ("ase", "lmdb")}
+    console.print(builds_table(steps["prepare"], builds))
+    compared = {NAMES[peer]: theirs("compare", peer, folder).counts["batches"] for peer in NAMES}
+    console.print(f"batches that equal ours bit for bit: {compared}", soft_wrap=True)
+    found = race(folder, rounds=options.rounds, console=console)
+    console.print(streaming_table(found), NOTES, sep="\n", soft_wrap=True)
     targets = targets_of(steps, found, files)
-    console.print(steps_table(steps), builds_table(steps["prepare"], builds), streaming_table(found))
-    console.print(NOTES, soft_wrap=True)
-    console.print(xyz_table(files) if files else f"no folder {options.data}: extended XYZ is not compared", soft_wrap=True)
-    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in steps["prepare"].told.seconds.items())
-    console.print(f"preparing: {parts}", *map(str, targets), sep="\n", soft_wrap=True)
-    if num != 1_000_000:
-        console.print(f"the targets are meant for 1,000,000 structures, not for {num:,}")
+    console.print(*map(str, targets), sep="\n", soft_wrap=True)
+    if num != TARGETS_FOR:
+        console.print(f"the targets are meant for {TARGETS_FOR:,} structures, not for {num:,}")
     versions = {name: version(name) for name in ("modelforge", "torch", "numpy", "ase", "lmdb", "h5py")}
     console.print(f"versions: {versions}", soft_wrap=True)
     if options.json:
@@ -334,6 +355,26 @@ def benchmark(folder: Path, options: argparse.Namespace, console: Console) -> No
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
+def write_workload(folder: Path, options: argparse.Namespace) -> dict[str, int]:
+    """What all sides do, and the places of the sample, as files in the folder."""
+    num, num_peer = options.num_structures, min(options.num_peer_structures, options.num_structures)
+    workload = {"num_structures": num, "num_peer_structures": num_peer, "batch_size": options.batch_size}
+    (folder / "workload.json").write_text(json.dumps(workload), encoding="utf-8")
+    (folder / "sample.json").write_text(json.dumps(random.Random(SEED).sample(range(num), num_peer)), encoding="utf-8")
+    return workload
+
+
+def contents_in_words(steps: dict[str, Measured]) -> str:
+    """What is in the files, and where the time of preparing went."""
+    counts, seconds = steps["prepare"].counts, steps["prepare"].seconds
+    num, size = counts["structures"], steps["write_hdf5"].counts["bytes"]
+    return (
+        f"{size / MB:,.0f} MB of HDF5 became {counts['bytes'] / MB:,.0f} MB of store and edges: {counts['atoms'] / num:.1f} "
+        f"atoms and {counts['edges'] / num:.0f} edges a structure; of the time of preparing, the store took "
+        f"{seconds['store']:.1f} s, the edges {seconds['edges']:.1f} s"
+    )
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Speed and memory of the data path: modelforge beside peers.")
@@ -344,10 +385,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with extended XYZ")
     parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--step", choices=sorted(STEPS), help=argparse.SUPPRESS)  # the script calls itself with this
     options = parser.parse_args()
-    if not options.step and options.num_structures < FEWEST:
-        parser.error(f"--num-structures: must be {FEWEST} or more, as the edges of fewer are not kept (got {options.num_structures})")
+    if options.num_structures < FEWEST:
+        parser.error(
+            f"--num-structures: must be {FEWEST} or more, as the edges of fewer are not kept (got {options.num_structures})"
+        )
     return options
 
 

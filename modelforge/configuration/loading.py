@@ -101,6 +101,10 @@ def _leaves(section: Section, defaults: object, path: KeyPath, given: object) ->
             inner = value_at(given, (name,))
             yield from _leaves(value, default if inner is None else None, below, inner)
         elif isinstance(value, dict) and value:
-            yield from (((*below, key), value == default) for key in value)
+            for key, entry in value.items():
+                if isinstance(entry, Section):
+                    yield from _leaves(entry, None, (*below, key), value_at(given, (name, key)))
+                else:
+                    yield (*below, key), value == default
         else:
             yield below, value == default

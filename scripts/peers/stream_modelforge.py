@@ -16,6 +16,7 @@ from pathlib import Path
 import h5py  # type: ignore[import-untyped]  # h5py has no annotations
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from modelforge.data.batches import StructureTable, structure_table
 from modelforge.data.edges import EdgeTable, edges_of
@@ -42,7 +43,6 @@ class Told:
     seconds: dict[str, float]  # of its parts, without imports
     counts: dict[str, int]
     core_seconds: float = 0.0  # of the epoch, on all cores, with data loading processes
-    peak_mb: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def write_hdf5(folder: Path) -> Told:
             write_group(file.create_group(f"{size:03}"), int(counts[size]), size, rng)
     seconds = time.perf_counter() - begin
     time.sleep(SETTLED + 0.5)  # the digest of a file that has just changed is not remembered
-    return Told({"write": seconds}, {"structures": num_structures})
+    size = (folder / "molecules.h5").stat().st_size
+    return Told({"write": seconds}, {"structures": num_structures, "bytes": size})
 
 
 def write_group(group: h5py.Group, num: int, size: int, rng: np.random.Generator) -> None:
@@ -117,7 +118,7 @@ def stream_all(folder: Path) -> Told:
 
 def stream_sample(folder: Path) -> Told:
     """An epoch over the sample that the peers have."""
-    return stream(folder, torch.from_numpy(np.load(folder / "sample.npy")))
+    return stream(folder, torch.from_numpy(sample_places(folder)))
 
 
 def stream(folder: Path, members: torch.Tensor | None) -> Told:
@@ -139,6 +140,11 @@ def stream(folder: Path, members: torch.Tensor | None) -> Told:
     check_epoch(torch.cat(seen), atoms, edges, members=members, table=table)
     counts = {"structures": len(members), "atoms": atoms, "edges": edges}
     return Told({"ready": ready, "epoch": seconds}, counts, core_seconds)
+
+
+def sample_places(folder: Path) -> NDArray[np.int64]:
+    """Places in the data set of the sample that the peers have."""
+    return np.array(json.loads((folder / "sample.json").read_text(encoding="utf-8")))
 
 
 class Clock:
@@ -177,13 +183,13 @@ def opened_table(folder: Path) -> StructureTable:
     )
 
 
-def check_epoch(
-    seen: torch.Tensor, atoms: int, edges: int, *, members: torch.Tensor, table: StructureTable
-) -> None:
+def check_epoch(seen: torch.Tensor, atoms: int, edges: int, *, members: torch.Tensor, table: StructureTable) -> None:
     """Each member came once, with all its atoms and edges; else the benchmark means nothing."""
     expected = (int(table.num_atoms[members].sum()), int(table.num_edges[members].sum()))
     if not torch.equal(seen.sort().values, members.sort().values) or (atoms, edges) != expected:
-        sys.exit(f"an epoch of {len(members)} structures gave {len(seen)}, and {(atoms, edges)} atoms and edges, not {expected}")
+        sys.exit(
+            f"an epoch of {len(members)} structures gave {len(seen)}, and {(atoms, edges)} atoms and edges, not {expected}"
+        )
 
 
 def size_of(folder: Path) -> int:

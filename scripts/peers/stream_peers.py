@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from stream_modelforge import CUTOFF, SEED, WARM_UP, Clock, Told, opened_data, opened_table, tell, workload_of
+from stream_modelforge import CUTOFF, SEED, WARM_UP, Clock, Told, opened_data, opened_table, sample_places, tell, workload_of
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -48,9 +48,7 @@ class Sample(TypedDict):
 
 def sample_of(index: int, numbers: Array, positions: Array, energy: float, forces: Array) -> Sample:
     """A molecule with its edges, found for it alone."""
-    edges = find_edges(
-        np.array([len(numbers)]), positions, np.zeros((1, 3, 3)), np.zeros((1, 3), dtype=bool), cutoff=CUTOFF
-    )
+    edges = find_edges(np.array([len(numbers)]), positions, np.zeros((1, 3, 3)), np.zeros((1, 3), dtype=bool), cutoff=CUTOFF)
     return Sample(
         atomic_numbers=torch.from_numpy(numbers.astype(np.int64)),
         edge_index=torch.from_numpy(np.stack([edges.receivers, edges.senders]).astype(np.int64)),
@@ -141,7 +139,9 @@ def build_lmdb(folder: Path, chosen: Array) -> None:
 
 def open_lmdb(folder: Path, *, readonly: bool) -> lmdb.Environment:
     """The database; one reader at a time needs no locks, and random reads no look ahead."""
-    return lmdb.open(str(folder / "samples.lmdb"), subdir=False, map_size=MAP_SIZE, readonly=readonly, lock=False, readahead=False)
+    return lmdb.open(
+        str(folder / "samples.lmdb"), subdir=False, map_size=MAP_SIZE, readonly=readonly, lock=False, readahead=False
+    )
 
 
 def key_of(place: int) -> bytes:
@@ -168,7 +168,7 @@ FILES = {"ase": "ase.db", "lmdb": "samples.lmdb"}
 
 def build(peer: str, folder: Path) -> Told:
     """Write the peer's file."""
-    chosen = np.load(folder / "sample.npy")
+    chosen = sample_places(folder)
     begin = time.perf_counter()
     BUILDS[peer](folder, chosen)
     seconds = time.perf_counter() - begin
@@ -177,7 +177,7 @@ def build(peer: str, folder: Path) -> Told:
 
 def stream(peer: str, folder: Path, *, workers: int) -> Told:
     """An epoch over the sample; each structure must come once."""
-    chosen = np.load(folder / "sample.npy")
+    chosen = sample_places(folder)
     begin = time.perf_counter()
     dataset: Dataset[Sample] = DATASETS[peer](folder, chosen)
     ready = time.perf_counter() - begin
@@ -202,7 +202,7 @@ def loader_of(dataset: Dataset[Sample], order: Sequence[list[int]], workers: int
 
 def compare(peer: str, folder: Path) -> Told:
     """The first batches must be ours bit for bit."""
-    begin, chosen = time.perf_counter(), np.load(folder / "sample.npy")
+    begin, chosen = time.perf_counter(), sample_places(folder)
     order, table = BatchOrder(len(chosen), workload_of(folder).batch_size, SEED), opened_table(folder)
     members = torch.from_numpy(chosen)
     ours = TrainingBatches(table, order, first_step=0, last_step=min(COMPARED, order.steps_per_epoch), members=members)

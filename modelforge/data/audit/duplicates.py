@@ -22,9 +22,11 @@ from modelforge.data.structures import Floats, Integers, Structures
 SAME_SHAPE = 0.02  # angstrom, root mean square over distances
 NUM_DIRECTIONS = 12  # of the projection
 NUM_FITTED = 200  # structures from which the directions come
-NUM_CANDIDATES = 8  # nearest projections that are compared in full
+NUM_CANDIDATES = 4  # nearest projections that are compared in full
+MIN_WANTED, MAX_PAIRS = 5_000, 1_000_000_000
+"""Near duplicates are looked for in an evenly spaced sample where structures times wanted ones of a composition are more than
+`MAX_PAIRS`: one query among a million conformations takes up to 4 ms, as 0.02 angstrom is not small against thermal motion."""
 NUMBERS_AT_ONCE = 4_000_000  # bounds the memory
-MAX_WITHIN = 20_000  # structures for which near duplicates inside their own set are looked for
 SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 MAX_CRYSTALS = 50_000  # in one composition: their neighbours are found one by one, at 0.3 ms each
 
@@ -57,16 +59,17 @@ def duplicates_across(searched: Selection, others: Selection) -> Duplicates:
 
 
 def duplicates_within(searched: Selection) -> Duplicates:
-    """Structures that occur earlier in the same selection; near ones are looked for in an evenly spaced sample."""
+    """Structures that occur earlier in the same selection; of very many conformations a sample is looked for."""
     first = np.unique(_of_all(exact_fingerprints, searched), return_index=True)[1]
     again = np.setdiff1d(np.arange(len(searched)), first)
-    sample = Selection(searched.structures, searched.indices[evenly_spaced(len(searched), at_most=MAX_WITHIN)])
-    return _with_near(searched, sample, searched.indices[again], within=True)
+    return _with_near(searched, searched, searched.indices[again], within=True)
 
 
 def _with_near(searched: Selection, others: Selection, exact: Integers, *, within: bool) -> Duplicates:
     pairs, num_searched = [np.zeros((0, 2), dtype=np.int64)], 0
-    for members, wanted in _by_composition(searched, others):
+    for members, all_wanted in _by_composition(searched, others):
+        limit = max(MIN_WANTED, MAX_PAIRS // len(members))
+        wanted = all_wanted[evenly_spaced(len(all_wanted), at_most=limit)]
         num_searched += len(wanted)
         pairs.append(_near_pairs(searched.structures, members, others.structures, wanted, within=within))
     found = np.concatenate(pairs)

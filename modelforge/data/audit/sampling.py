@@ -4,7 +4,7 @@ Legend: S structures, C conformations of an ensemble, A atoms of each of them.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,15 @@ class Ensemble:
 
     def every(self, step: int) -> "Ensemble":
         """The first conformation and each that is a multiple of `step` after it."""
-        labels = (self.positions, self.forces, self.energy, self.stress, self.cell)
-        return Ensemble(self.atomic_numbers, *(values[::step] for values in labels), self.periodic)
+        kept = slice(None, None, step)
+        return replace(
+            self,
+            positions=self.positions[kept],
+            forces=self.forces[kept],
+            energy=self.energy[kept],
+            stress=self.stress[kept],
+            cell=self.cell[kept],
+        )
 
     @property
     def num_atoms(self) -> int:

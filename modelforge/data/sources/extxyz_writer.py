@@ -46,7 +46,8 @@ def write_extxyz(
     The predictions have the shapes (S,), (N, 3), (S, 3, 3) and, as all numbers here, units of eV and angstrom. The file
     appears under its name only when it is complete.
     """
-    of_structures = [Extra(name, getattr(structures, name)) for name in LABELS if not COLUMNS[name].per_atom]
+    of_structures = [Extra("group", structures.group)] if has_groups(structures) else []
+    of_structures += [Extra(name, getattr(structures, name)) for name in LABELS if not COLUMNS[name].per_atom]
     of_atoms = [Extra(name, getattr(structures, name)) for name in LABELS if COLUMNS[name].per_atom]
     if predicted_energy is not None:
         assert predicted_energy.shape == structures.energy.shape
@@ -59,6 +60,11 @@ def write_extxyz(
         of_atoms.append(Extra("predicted_forces", predicted_forces))
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(frame_texts(structures, of_structures, of_atoms))
+
+
+def has_groups(structures: Structures) -> bool:
+    """Whether some structures belong together."""
+    return len(np.unique(structures.group)) < len(structures)
 
 
 def frame_texts(structures: Structures, of_structures: list[Extra], of_atoms: list[Extra]) -> Iterator[str]:

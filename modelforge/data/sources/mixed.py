@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from modelforge.data.sources.ase_database import AseDatabase
 from modelforge.data.sources.deepmd import DeePMD
@@ -45,6 +45,11 @@ class Mixed(DataSource):
         if problems:
             raise SectionError(*problems)
         return self
+
+    @field_serializer("sources")
+    def only_what_may_be_said(self, sources: dict[str, OneSource]) -> dict[str, dict[str, object]]:
+        """What is written reads again: without the keys that belong to the whole."""
+        return {name: source.model_dump(mode="json", exclude={*DataSource.model_fields}) for name, source in sources.items()}
 
     def training_files(self, key: str = "dataset") -> tuple[SourceFiles, ...]:
         """The files of all sources."""

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,39 +26,134 @@ from modelforge.data.store.opening import open_files
 from modelforge.data.store.prepared_once import ABANDONED, make_folder, prepared_once, silent
 from modelforge.errors import UserError
 
-OTHER_PROCESS = """
-import errno, fcntl, os, sys, time
+ENOUGH = 60.0  # seconds until a process that should do something is given up
+SERVER = """
+import errno, fcntl, json, os, signal, sys, time, traceback
 from pathlib import Path
 from modelforge.data.sources.extxyz import ExtendedXYZ, read_parts
+from modelforge.data.store.columns import ColumnWriter
 from modelforge.data.store.opening import open_files
+from modelforge.data.store.prepared_once import prepared_once
+from modelforge.errors import UserError
+import encodings.idna
 
-folder, name, *how = sys.argv[1:]
-folder = Path(folder)
-
-class Waiting(ExtendedXYZ):
-    '''Reads as all do, but waits in the middle of the file until it is told to go on.'''
-
-    def read_file(self, path):
-        with (folder / "readers").open("a") as readers:
-            print(name, file=readers)
-        for number, part in enumerate(read_parts(path, self, text_size=2000)):
-            if number == 2:
-                (folder / f"{name} is reading").touch()
-                while not (folder / "go").exists():
-                    time.sleep(0.005)
-            yield part
-
-def no_locks(file, how):
-    raise OSError(errno.ENOLCK, "No locks available")
-
-if "without locks" in how:
-    fcntl.flock = no_locks
-source = Waiting(path="data.xyz", stress_key="stress")
 say = lambda text: print(text, flush=True)
-opened = open_files([source.files([folder / "data.xyz"])], cache=folder / "cache", say=say, store_from=0)
-print("hash", opened.content_hash, "energies", opened.structures.energy.tobytes().hex(), flush=True)
+
+def open_slowly(folder, name, locks=True):
+    class Waiting(ExtendedXYZ):  # in the middle of the file, until it is told to go on
+        def read_file(self, path):
+            with open(f"{folder}/readers", "a") as readers:
+                print(name, file=readers)
+            for number, part in enumerate(read_parts(path, self, text_size=2000)):
+                if number == 2:
+                    say("reading")
+                    while not os.path.exists(f"{folder}/go"):
+                        time.sleep(0.005)
+                yield part
+
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if not locks:
+        fcntl.flock = no_locks
+    data = Path(folder)
+    source = Waiting(path="data.xyz", stress_key="stress")
+    opened = open_files([source.files([data / "data.xyz"])], cache=data / "cache", say=say, store_from=0)
+    say(f"{opened.content_hash} {opened.structures.energy.tobytes().hex()}")
+
+def prepare_as_nobody(folder):
+    if os.getuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+    try:
+        prepared_once(Path(folder), lambda new: ColumnWriter(new).finish({}), what="made", say=say)
+        say("there")
+    except UserError as error:
+        say(error)
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that end are gone
+for line in sys.stdin:
+    order = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(order["out"], os.O_WRONLY | os.O_CREAT), 1)
+        os.dup2(1, 2)
+        try:
+            globals()[order["work"]](**order["options"])
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    print(child, flush=True)
 """
-ENOUGH = 60.0  # seconds until a process that should do something is given up
+
+
+@dataclass(frozen=True)
+class Process:
+    """Another process, and the file that takes what it says."""
+
+    number: int
+    out: Path
+
+    def said(self) -> list[str]:
+        return self.out.read_text().splitlines() if self.out.exists() else []
+
+    def has_said(self, line: str) -> bool:
+        """Wait until it says something."""
+        until(lambda: line in self.said() or not self.runs())
+        return line in self.said()
+
+    def runs(self) -> bool:
+        try:
+            os.kill(self.number, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.number, signal.SIGKILL)
+        until(lambda: not self.runs())
+
+    def to_the_end(self) -> list[str]:
+        """All that it has said when it has ended."""
+        until(lambda: not self.runs())
+        return self.said()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + ENOUGH
+    while not condition():
+        assert time.monotonic() < end, "nothing happens"
+        time.sleep(0.002)
+
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator["subprocess.Popen[str]"]:
+    """A process that imports once and forks into the others."""
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def start(server: "subprocess.Popen[str]", tmp_path: Path) -> Iterator[Start]:
+    """Starts processes, which end with the test."""
+    processes: list[Process] = []
+
+    def starts(work: str, **options: object) -> Process:
+        out = tmp_path / f"said_{len(processes)}"
+        print(json.dumps({"work": work, "out": str(out), "options": options}), file=server.stdin, flush=True)
+        processes.append(Process(int(server.stdout.readline()), out))
+        return processes[-1]
+
+    yield starts
+    for process in processes:
+        process.kill()
 
 
 @pytest.fixture
@@ -64,31 +162,6 @@ def data(tmp_path: Path) -> Path:
     all_atoms = [labelled(cluster(5, (1, 8), seed=seed), seed=seed, energy=-97195.123456789 + seed) for seed in range(20)]
     write_extxyz(tmp_path / "data.xyz", structures_of([cluster(5, (1, 8), seed=99), *all_atoms]))
     return tmp_path
-
-
-@pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that end with the test."""
-    processes: list[subprocess.Popen[str]] = []
-    yield processes
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-def start(processes: list[subprocess.Popen[str]], folder: Path, name: str, *how: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", OTHER_PROCESS, str(folder), name, *how]
-    processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    return processes[-1]
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + ENOUGH
-    while not path.exists():
-        if process.poll() is not None or time.monotonic() > end:
-            process.kill()
-            pytest.fail(f"{path.name} did not come: {process.communicate()[0]}")
-        time.sleep(0.005)
 
 
 def left_over(cache: Path) -> list[str]:
@@ -119,12 +192,14 @@ def test_a_folder_is_made_once(tmp_path: Path):
     assert said == ["making it"]
 
 
-def test_a_killed_preparation_leaves_nothing_that_the_next_one_would_take_for_complete(data: Path, started: list):
-    killed = start(started, data, "first")
-    wait_for(data / "first is reading", killed)
+WAITING = "another process prepares the same data; waiting for it"
+
+
+def test_a_killed_preparation_leaves_nothing_that_the_next_one_would_take_for_complete(data: Path, start: Start):
+    killed = start("open_slowly", folder=str(data), name="first")
+    assert killed.has_said("reading")
     assert len(left_over(data / "cache")) == 1
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait(ENOUGH) == -signal.SIGKILL
+    killed.kill()
     assert complete(data / "cache") == []
     assert len(left_over(data / "cache")) == 1, "a killed process cannot clean up"
     said: list[str] = []
@@ -135,43 +210,42 @@ def test_a_killed_preparation_leaves_nothing_that_the_next_one_would_take_for_co
     assert len(complete(data / "cache")) == 1
 
 
-def test_of_two_processes_one_prepares_and_the_other_waits(data: Path, started: list):
-    first = start(started, data, "first")
-    wait_for(data / "first is reading", first)
-    second = start(started, data, "second")
-    assert second.stdout.readline() == "another process prepares the same data; waiting for it\n"
+def test_of_two_processes_one_prepares_and_the_other_waits(data: Path, start: Start):
+    first = start("open_slowly", folder=str(data), name="first")
+    assert first.has_said("reading")
+    second = start("open_slowly", folder=str(data), name="second")
+    assert second.has_said(WAITING)
     (data / "go").touch()
-    (of_first, _), (of_second, _) = first.communicate(timeout=ENOUGH), second.communicate(timeout=ENOUGH)
-    assert of_first.splitlines()[0].startswith("preparing ")
-    assert of_first.splitlines()[1:] == of_second.splitlines(), "both have the same structures"
-    assert of_second.startswith("hash ")
+    of_first, of_second = first.to_the_end(), second.to_the_end()
+    assert of_first[0].startswith("preparing ")
+    assert of_first[1:] == ["reading", of_second[-1]], "both have the same structures"
+    assert len(of_second) == 2
     assert (data / "readers").read_text().split() == ["first"]
-    assert open_here(data).content_hash == of_second.split()[1]
+    opened = open_here(data)
+    assert of_second[1] == f"{opened.content_hash} {opened.structures.energy.tobytes().hex()}"
 
 
-def test_a_process_whose_predecessor_dies_takes_over(data: Path, started: list):
-    first = start(started, data, "first")
-    wait_for(data / "first is reading", first)
-    second = start(started, data, "second")
-    assert second.stdout.readline().startswith("another process")
-    (data / "readers").unlink()
+def test_a_process_whose_predecessor_dies_takes_over(data: Path, start: Start):
+    first = start("open_slowly", folder=str(data), name="first")
+    assert first.has_said("reading")
+    second = start("open_slowly", folder=str(data), name="second")
+    assert second.has_said(WAITING)
     first.kill()
-    wait_for(data / "second is reading", second)
     (data / "go").touch()
-    assert second.communicate(timeout=ENOUGH)[0].splitlines()[0].startswith("preparing ")
-    assert (data / "readers").read_text().split() == ["second"]
+    assert [text.split()[0] for text in second.to_the_end()[:3]] == ["another", "preparing", "reading"]
+    assert (data / "readers").read_text().split() == ["first", "second"]
     assert left_over(data / "cache") == []
+    assert len(complete(data / "cache")) == 1
 
 
-def test_without_locks_both_work_and_one_store_results(data: Path, started: list):
-    both = [start(started, data, name, "without locks") for name in ("first", "second")]
-    for process, name in zip(both, ("first", "second"), strict=True):
-        wait_for(data / f"{name} is reading", process)
+def test_without_locks_both_work_and_one_store_results(data: Path, start: Start):
+    both = [start("open_slowly", folder=str(data), name=name, locks=False) for name in ("first", "second")]
+    assert all(process.has_said("reading") for process in both)
     assert len(left_over(data / "cache")) == 2
     (data / "go").touch()
-    ends = [process.communicate(timeout=ENOUGH)[0].splitlines()[-1] for process in both]
-    assert ends[0] == ends[1]
-    assert ends[0].startswith("hash ")
+    ends = [process.to_the_end()[-1] for process in both]
+    opened = open_here(data)
+    assert ends == [f"{opened.content_hash} {opened.structures.energy.tobytes().hex()}"] * 2
     assert len(complete(data / "cache")) == 1
     assert left_over(data / "cache") == []
 
@@ -299,54 +373,27 @@ def test_a_disk_without_room_for_one_file_more_is_full_as_well(small_disk: Path)
         prepared_once(small_disk / "cache" / "stores" / "x", one_value, what="", say=silent)
 
 
-AS_NOBODY = """
-import os, sys
-from pathlib import Path
-from modelforge.data.store.columns import ColumnWriter
-from modelforge.data.store.prepared_once import prepared_once
-from modelforge.errors import UserError
-import modelforge.data.store.opening, encodings.idna
-
-if os.getuid() == 0:
-    os.setgid(65534)
-    os.setuid(65534)
-
-def make(folder):
-    ColumnWriter(folder).finish({})
-
-try:
-    prepared_once(Path(sys.argv[1]), make, what="", say=print)
-    print("made")
-except UserError as error:
-    print(error)
-"""
-
-
-@pytest.mark.parametrize("mode", [0o555, 0o000])
-def test_a_cache_without_permission_is_an_error_that_names_the_key(mode: int):
-    cache = Path(tempfile.mkdtemp(prefix="modelforge_cache_"))  # pytest's folders are closed to other users
-    try:
-        cache.chmod(mode)
-        command = [sys.executable, "-c", AS_NOBODY, str(cache / "x")]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=ENOUGH)
-        assert not said.stderr
-        expected = f"dataset.cache_folder: must be a folder that can be written to (got {cache}: Permission denied); name another"
-        assert said.stdout.strip() == expected
-    finally:
-        cache.chmod(0o700)
-        shutil.rmtree(cache)
-
-
-def test_what_is_complete_needs_no_permission_to_write():
+@pytest.fixture
+def shared_cache() -> Iterator[Path]:
+    """A folder that other users reach, unlike those of pytest."""
     cache = Path(tempfile.mkdtemp(prefix="modelforge_cache_"))
-    try:
-        one_value(cache / "x")
-        cache.chmod(0o555)
-        command = [sys.executable, "-c", AS_NOBODY, str(cache / "x")]
-        assert subprocess.run(command, capture_output=True, text=True, timeout=ENOUGH).stdout.strip() == "made"
-    finally:
-        cache.chmod(0o700)
-        shutil.rmtree(cache)
+    yield cache
+    cache.chmod(0o700)
+    shutil.rmtree(cache)
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o000], ids=["read-only", "closed"])
+def test_a_cache_without_permission_is_an_error_that_names_the_key(shared_cache: Path, start: Start, mode: int):
+    shared_cache.chmod(mode)
+    said = start("prepare_as_nobody", folder=str(shared_cache / "x")).to_the_end()
+    expected = "must be a folder that can be written to (got {}: Permission denied); name another"
+    assert said == [f"dataset.cache_folder: {expected.format(shared_cache)}"]
+
+
+def test_what_is_complete_needs_no_permission_to_write(shared_cache: Path, start: Start):
+    one_value(shared_cache / "x")
+    shared_cache.chmod(0o555)
+    assert start("prepare_as_nobody", folder=str(shared_cache / "x")).to_the_end() == ["there"]
 
 
 def test_the_lock_of_a_dead_process_holds_nobody_up(tmp_path: Path):
