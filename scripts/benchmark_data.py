@@ -37,12 +37,13 @@ SEED = 0
 FEWEST = 20_000  # structures: of far fewer neither store nor edges would be files
 TARGETS_FOR = 1_000_000  # structures
 MB = 1e6
+WIDTH = 170  # of the tables
 NOTES = """\
 The others have torch's DataLoader, which collates structure by structure with torch.cat; "1 worker" loads in a second process.
 LMDB and memory hold the edges; from the ASE database each structure's edges are found by modelforge's find_edges. Their first
-batches equal ours bit for bit (ours have reverse edges, volumes, stresses and weights besides). per core: by the time on all
-cores. ready: s until the data are open, or in memory. peak MB: VmHWM of the main process, which counts mapped pages of files,
-libraries among them; anonymous MB: the highest RssAnon, looked at every 10 ms."""
+batches equal ours bit for bit (ours have reverse edges, volumes, stresses and weights besides). per core s: for each second
+that cores were busy, which other processes disturb less. ready: s until the data are open, or in memory. peak MB: VmHWM of the
+main process, which counts mapped pages of files, libraries among them; anonymous MB: the highest RssAnon, seen every 10 ms."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Measured:
 
     seconds: dict[str, float]  # of its parts, without imports
     counts: dict[str, int]
-    core_seconds: float  # of the epoch, on all cores, with data loading processes
+    core_seconds: float  # that cores were busy with the step or epoch, data loading processes included
     peak_mb: float  # VmHWM
     process_seconds: float  # from its start to its end
     anonymous_mb: float  # highest RssAnon
@@ -68,7 +69,7 @@ class Measured:
 
     @property
     def core_rate(self) -> float:
-        """Structures for each second on a core."""
+        """Structures for each second that a core is busy."""
         return self.counts["structures"] / self.core_seconds
 
     @property
@@ -108,7 +109,8 @@ class Target:
         reached = self.value >= self.limit if self.at_least else self.value <= self.limit
         bound = "at least" if self.at_least else "at most"
         got = f"{self.value:,.2f}" if self.value < 10 else f"{self.value:,.0f}"
-        return f"target: {self.what}: {bound} {self.limit:,.0f} {self.unit}: {got} {self.unit}: {'reached' if reached else 'MISSED'}"
+        verdict = "reached" if reached else "MISSED"
+        return f"target: {self.what}: {bound} {self.limit:,.0f} {self.unit}: {got} {self.unit}: {verdict}"
 
 
 def measure(script: str, *words: str | Path) -> Measured:
@@ -191,49 +193,38 @@ def table_of(title: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -
 
 def steps_table(steps: dict[str, Measured]) -> Table:
     """What each of our steps costs."""
-    titles = ("step", "s", "s with imports", "structures/s", "peak MB", "anonymous MB")
+    titles = ("step", "s", "core s", "s with imports", "structures/s", "peak MB", "anonymous MB")
     return table_of("steps of ours, each a process", titles, [step_row(name, each) for name, each in steps.items()])
 
 
 def step_row(name: str, measured: Measured) -> list[str]:
     """Time, speed and memory of a step."""
-    seconds = (f"{measured.whole:.2f}", f"{measured.process_seconds:.1f}")
+    seconds = (f"{measured.whole:.2f}", f"{measured.core_seconds:.2f}", f"{measured.process_seconds:.1f}")
     rate = f"{measured.build_rate:,.0f}"
     return [name, *seconds, rate, f"{measured.peak_mb:.0f}", f"{measured.anonymous_mb:.0f}"]
 
 
 def streaming_table(found: dict[str, list[Measured]]) -> Table:
-    """A row for each side; ours over the sample is what the peers are compared with."""
-    own = median(measured.rate for measured in found[OURS])
-    titles = (
-        "side",
-        "structures",
-        "median",
-        "lowest",
-        "highest",
-        "per core",
-        "ours / it",
-        "ready s",
-        "peak MB",
-        "anonymous MB",
-    )
-    rows = [streaming_row(label, rounds, own) for label, rounds in found.items()]
+    """A row for each side; ours over the sample is what the others are compared with."""
+    rates = ("median", "lowest", "highest", "per core s", "ours / it", "per core s")
+    titles = ("side", "structures", *rates, "ready s", "peak MB", "anonymous MB")
+    rows = [streaming_row(label, rounds, found[OURS]) for label, rounds in found.items()]
     return table_of("an epoch of batches with edges, structures/s", titles, rows)
 
 
-def streaming_row(label: str, rounds: Sequence[Measured], own: float) -> list[str]:
-    """Medians of speed, the highest memory."""
-    rates = [measured.rate for measured in rounds]
-    speeds = (median(rates), min(rates), max(rates), median(measured.core_rate for measured in rounds))
-    ratio, ready = own / median(rates), median(measured.seconds["ready"] for measured in rounds)
-    peaks = (max(measured.peak_mb for measured in rounds), max(measured.anonymous_mb for measured in rounds))
+def streaming_row(label: str, rounds: Sequence[Measured], own: Sequence[Measured]) -> list[str]:
+    """Medians of speed, ratios of these, the highest memory."""
+    rates, core_rates = ([each.rate for each in rounds], [each.core_rate for each in rounds])
+    speeds = (median(rates), min(rates), max(rates), median(core_rates))
+    ratios = (median(each.rate for each in own) / median(rates), median(each.core_rate for each in own) / median(core_rates))
     return [
         label,
         f"{rounds[0].counts['structures']:,}",
         *(f"{speed:,.0f}" for speed in speeds),
-        f"{ratio:.1f}",
-        f"{ready:.2f}",
-        *(f"{peak:.0f}" for peak in peaks),
+        *(f"{ratio:.2f}" for ratio in ratios),
+        f"{median(each.seconds['ready'] for each in rounds):.2f}",
+        f"{max(each.peak_mb for each in rounds):.0f}",
+        f"{max(each.anonymous_mb for each in rounds):.0f}",
     ]
 
 
@@ -246,11 +237,12 @@ def builds_table(own: Measured, builds: dict[str, Measured]) -> Table:
             f"{each.counts['structures']:,}",
             f"{each.build_rate:,.0f}",
             f"{own.build_rate / each.build_rate:.1f}",
+            f"{own.core_rate / each.core_rate:.1f}",
             f"{each.counts['bytes'] / each.counts['structures']:,.0f}",
         ]
         for label, each in all_sides.items()
     ]
-    titles = ("side", "structures", "structures/s", "ours / it", "bytes/structure")
+    titles = ("side", "structures", "structures/s", "ours / it", "per core s", "bytes/structure")
     return table_of("preparing the files that batches come from", titles, rows)
 
 
@@ -289,6 +281,7 @@ def targets_of(steps: dict[str, Measured], found: dict[str, list[Measured]], fil
         Target("open the store", steps["open_again"].whole, 1.0, "s"),
         Target("peak memory of opening", steps["open_again"].peak_mb, 1000, "MB"),
         Target("prepare store and edges from HDF5", steps["prepare"].whole, 300, "s"),
+        Target("prepare store and edges from HDF5, busy core", steps["prepare"].core_seconds, 300, "s"),
         Target("peak memory of preparing", steps["prepare"].peak_mb, 1000, "MB"),
         Target("stream an epoch of all", median(each.rate for each in epochs), 50_000, "structures/s", at_least=True),
         Target("stream an epoch of all, per core", median(each.core_rate for each in epochs), 50_000, "1/s", at_least=True),
@@ -307,7 +300,7 @@ def targets_of(steps: dict[str, Measured], found: dict[str, list[Measured]], fil
 
 def main() -> None:
     """Let all run in a folder."""
-    options, console = parse(), Console()
+    options, console = parse(), Console(width=WIDTH)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -321,8 +314,8 @@ def benchmark(folder: Path, options: argparse.Namespace, console: Console) -> No
     workload = write_workload(folder, options)
     num = workload["num_structures"]
     console.print(
-        f"{num:,} molecules, batches of {options.batch_size} in random order, one thread of {os.cpu_count()} cores; others, and "
-        f"ours beside them, stream a random sample of {workload['num_peer_structures']:,}; {options.rounds} rounds",
+        f"{num:,} molecules, batches of {options.batch_size} in random order, one thread of {os.cpu_count()} cores; others, "
+        f"and ours beside them, stream a random sample of {workload['num_peer_structures']:,}; {options.rounds} rounds",
         soft_wrap=True,
     )
     files = read_xyz(folder, options.data) if options.data.is_dir() else []
@@ -341,7 +334,8 @@ def benchmark(folder: Path, options: argparse.Namespace, console: Console) -> No
     if num != TARGETS_FOR:
         console.print(f"the targets are meant for {TARGETS_FOR:,} structures, not for {num:,}")
     versions = {name: version(name) for name in ("modelforge", "torch", "numpy", "ase", "lmdb", "h5py")}
-    console.print(f"versions: {versions}", soft_wrap=True)
+    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
+    console.print(f"versions: {versions}; load of the machine in the last 1, 5, 15 minutes: {load}", soft_wrap=True)
     if options.json:
         figures = {
             "workload": workload,

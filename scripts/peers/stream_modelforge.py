@@ -7,13 +7,13 @@ Each step tells its time, counts and peak memory in its last line. Peers' script
 
 import argparse
 import json
-import os
+import resource
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import h5py  # type: ignore[import-untyped]  # h5py has no annotations
+import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ class Told:
 
     seconds: dict[str, float]  # of its parts, without imports
     counts: dict[str, int]
-    core_seconds: float = 0.0  # of the epoch, on all cores, with data loading processes
+    core_seconds: float = 0.0  # that cores were busy with the step or epoch, data loading processes included
 
 
 @dataclass(frozen=True)
@@ -94,21 +94,22 @@ def write_group(group: h5py.Group, num: int, size: int, rng: np.random.Generator
 
 def prepare(folder: Path) -> Told:
     """HDF5 -> store -> edges; nothing is there yet."""
-    begin = time.perf_counter()
+    clock = Clock()
     opened = opened_data(folder)
-    stored = time.perf_counter()
+    stored, _ = clock.read()
     edges = kept_edges(opened, folder)
-    end = time.perf_counter()
+    end, core_seconds = clock.read()
     counts = {"structures": len(opened.structures), "atoms": int(opened.structures.offsets[-1]), "edges": len(edges.vectors)}
     counts["bytes"] = size_of(folder / "cache")
-    return Told({"store": stored - begin, "edges": end - stored}, counts)
+    return Told({"store": stored, "edges": end - stored}, counts, core_seconds)
 
 
 def open_again(folder: Path) -> Told:
     """Open what is prepared: by the name of the HDF5 file, as a training run does."""
-    begin = time.perf_counter()
+    clock = Clock()
     opened = opened_data(folder)
-    return Told({"open": time.perf_counter() - begin}, {"structures": len(opened.structures)})
+    seconds, core_seconds = clock.read()
+    return Told({"open": seconds}, {"structures": len(opened.structures)}, core_seconds)
 
 
 def stream_all(folder: Path) -> Told:
@@ -147,15 +148,21 @@ def sample_places(folder: Path) -> NDArray[np.int64]:
     return np.array(json.loads((folder / "sample.json").read_text(encoding="utf-8")))
 
 
+def busy_seconds() -> float:
+    """Time on cores of this process, and of child processes that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
 class Clock:
     """Wall time, and time on cores with that of child processes, since it was made."""
 
     def __init__(self) -> None:
-        self.wall, self.cores = time.perf_counter(), sum(os.times()[:4])
+        self.wall, self.cores = time.perf_counter(), busy_seconds()
 
     def read(self) -> tuple[float, float]:
         """Seconds of both."""
-        return time.perf_counter() - self.wall, sum(os.times()[:4]) - self.cores
+        return time.perf_counter() - self.wall, busy_seconds() - self.cores
 
 
 def opened_data(folder: Path) -> OpenedData:

@@ -104,7 +104,9 @@ class PickledSamples(Dataset[Sample]):
         return len(self.chosen)
 
     def __getitem__(self, place: int) -> Sample:
-        sample: Sample = pickle.loads(self.transaction.get(key_of(place)))
+        pickled = self.transaction.get(key_of(place))
+        assert pickled is not None
+        sample: Sample = pickle.loads(pickled)
         return sample
 
 
@@ -169,10 +171,11 @@ FILES = {"ase": "ase.db", "lmdb": "samples.lmdb"}
 def build(peer: str, folder: Path) -> Told:
     """Write the peer's file."""
     chosen = sample_places(folder)
-    begin = time.perf_counter()
+    clock = Clock()
     BUILDS[peer](folder, chosen)
-    seconds = time.perf_counter() - begin
-    return Told({"build": seconds}, {"structures": len(chosen), "bytes": (folder / FILES[peer]).stat().st_size})
+    seconds, core_seconds = clock.read()
+    size = (folder / FILES[peer]).stat().st_size
+    return Told({"build": seconds}, {"structures": len(chosen), "bytes": size}, core_seconds)
 
 
 def stream(peer: str, folder: Path, *, workers: int) -> Told:

@@ -32,6 +32,7 @@ TOLERANCE = 1.5  # factor between a slope and its explanation; the least of the 
 LARGEST_WORK = 3.0  # eV per atom: V tr(s) / 3N; 0.03 for relaxed crystals, 2 for carbon at 40 GPa
 LARGEST_AGAINST_FORCES = 20.0  # the same over RMS force times distance between atoms: 0.5 and 1.5 in those sets
 
+OTHER_SIGN = 'a stress is positive under tension, set dataset.stress_convention = "compression_positive" if it is not'
 FACTORS = {
     "GPa per eV/angstrom^3": 1 / GIGAPASCAL,
     "kbar per eV/angstrom^3": 10 / GIGAPASCAL,
@@ -98,7 +99,7 @@ def stress_findings(
             f"stresses are {scale.median / GIGAPASCAL:.4g} GPa in the median (V tr(stress)/3 is {scale.work:.3g} eV per atom), "
             f"far above what the forces suggest; read in {_declared_name(declared)}. GPa taken as eV/angstrom^3 are 160 times "
             "too large, kbar 1602 times, virials as many times as the cell has cubic angstrom: set dataset.stress_unit, "
-            "or divide the virial by minus the volume",
+            "or name virials in dataset.virial_key",
         ),
     )
 
@@ -109,28 +110,31 @@ def _slope_findings(slopes: StressSlopes, energy_slope: float, declared: Declare
         return ()
     origin = f"slope of dE against V stress:strain over {slopes.num_pairs} pairs of slightly strained cells"
     if _is_near(value, -1.0):
-        message = f"stresses have the wrong sign ({origin} is {value:.3g}, expected 1): a stress is positive under tension"
-        return (Finding("stop", "dataset.stress_key", f"{message}; write minus its values into the file"),)
+        message = f"stresses have the wrong sign ({origin} is {value:.3g}, expected 1)"
+        return (Finding("stop", "dataset.stress_convention", f"{message}; {OTHER_SIGN}"),)
     if _is_near(abs(virial), 1.0):
-        sign = "minus " if virial < 0 else ""
         message = f"stresses are virials ({origin} is {value:.3g}, and {virial:.3g} once divided by the volume)"
-        return (Finding("stop", "dataset.stress_key", f"{message}; divide them by {sign}the volume"),)
+        named = "name them in dataset.virial_key instead of dataset.stress_key"
+        remedy = named if virial < 0 else "divide them by the volume in the file (virials have the other sign)"
+        return (Finding("stop", "dataset.virial_key", f"{message}; {remedy}"),)
+    if isnan(value):
+        return ()
     message = f"the energy changes {value:.3g} times as much as the stress says ({origin})"
     return (Finding("stop", "dataset.stress_unit", f"{message}{_unit_remedy(value, declared)}"),)
 
 
 def _unit_remedy(value: float, declared: DeclaredUnits) -> str:
     """Which unit would make the slope 1."""
-    sign = ", and the sign is wrong: a stress is positive under tension" if value < 0 else ""
+    sign = f", and the sign is wrong: {OTHER_SIGN}" if value < 0 else ""
     fitting = [
         (abs(log(abs(value) / (unit / declared.stress_in_ev_per_cubic_angstrom))), name)
         for name, unit in STRESS_IN_EV_PER_CUBIC_ANGSTROM.items()
         if _is_near(abs(value), unit / declared.stress_in_ev_per_cubic_angstrom)
     ]
     if fitting:
-        return f'{sign}: set dataset.stress_unit = "{min(fitting)[1]}"'
+        return f'; set dataset.stress_unit = "{min(fitting)[1]}"{sign}'
     named = [f"; {factor:.4g} is {name}" for name, factor in FACTORS.items() if _is_near(abs(value), factor)]
-    return f"{''.join(named)}{sign}: compare the stresses with the output of the code that made them"
+    return f"{''.join(named)}{sign}; compare the stresses with the output of the code that made them"
 
 
 def _declared_name(declared: DeclaredUnits) -> str:

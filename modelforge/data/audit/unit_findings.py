@@ -70,7 +70,7 @@ def _sign_findings(measured: Measurements) -> tuple[Finding, ...]:
     return ()
 
 
-GRADIENTS = "the column holds gradients or their sign is wrong: write minus its values into the file, or name another column"
+GRADIENTS = "these are gradients, not forces: name them in dataset.gradient_key instead of dataset.forces_key"
 
 
 def _factor_findings(measured: Measurements, declared: DeclaredUnits) -> tuple[Finding, ...]:

@@ -103,7 +103,7 @@ def cut(lines: list[bytes], *, path: Path, first_line: int, first_index: int) ->
             break
         starts.append(end)
         num_atoms.append(count)
-        headers.append(split_header(lines[end + 1].decode(errors="replace")))
+        headers.append(split_header(lines[end + 1].decode(errors="replace").rstrip("\r\n")))
         end += 2 + count
     return Frames(path, lines, first_line, first_index, starts, num_atoms, headers), end
 

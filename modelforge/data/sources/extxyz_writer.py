@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from modelforge.data.sources.extxyz_header import SPECIAL
-from modelforge.data.structures import COLUMNS, LABELS, Floats, Structures
+from modelforge.data.structures import COLUMNS, LABELS, Array, Floats, Structures
 from modelforge.files import replacing
 
 ATOMS_AT_A_TIME = 50_000
@@ -26,7 +26,7 @@ class Extra:
     """A label to write: a value or several for each structure or atom."""
 
     name: str
-    values: Floats  # (S, ...), (N,) or (N, 3)
+    values: Array  # (S, ...), (N,) or (N, 3)
 
     def take(self, chosen: slice) -> "Extra":
         """The values of some structures, or of some atoms."""
