@@ -37,13 +37,15 @@ def convert(source: DataSource, out: Path) -> Iterator[str]:
     keys = [label for label, count in labels.items() if count]
     if has_groups(structures):
         keys.append("group")
-    yield from ("read it with:", "[dataset]", *_toml_lines(out, keys))
+    is_weighted = bool((structures.weight != 1.0).any())
+    yield from ("read it with:", "[dataset]", *_toml_lines(out, keys, is_weighted=is_weighted))
 
 
-def _toml_lines(out: Path, keys: list[str]) -> Iterator[str]:
+def _toml_lines(out: Path, keys: list[str], *, is_weighted: bool) -> Iterator[str]:
     """The keys of `[dataset]` that read what was written."""
     is_text = out.suffix.lower() in TEXT_SUFFIXES
     yield f'name = "{"extxyz" if is_text else "store"}"'
     yield f"path = {toml_value(str(out))}"
     if is_text:
         yield from (f'{key}_key = "{key}"' for key in keys if key not in ("energy", "forces"))
+        yield from [f'weight_key = "{WEIGHT}"'] * is_weighted

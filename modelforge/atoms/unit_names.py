@@ -36,7 +36,7 @@ class Unit(NamedTuple):
 
 ENERGY, LENGTH, CHARGE, NONE = Dimension(energy=1), Dimension(length=1), Dimension(charge=1), Dimension()
 JOULE = 1 / ELEMENTARY_CHARGE
-DEBYE = 0.20819433442  # e*angstrom, 1e-21 C m^2/s divided by the speed of light
+DEBYE = 1e-21 / 299_792_458 / ELEMENTARY_CHARGE * 1e10  # e*angstrom, 1e-21 C m^2/s divided by the speed of light
 
 DIMENSIONS: Mapping[str, Dimension] = {
     "energy": ENERGY,
@@ -55,6 +55,7 @@ DIMENSIONS: Mapping[str, Dimension] = {
 NAMES: Mapping[str, Unit] = {
     **dict.fromkeys(("ev", "electronvolt", "electron_volt"), Unit(1.0, ENERGY)),
     **dict.fromkeys(("mev", "millielectronvolt"), Unit(1e-3, ENERGY)),
+    "MeV": Unit(1e6, ENERGY),  # the one name whose case matters
     **dict.fromkeys(("hartree", "hartrees", "ha", "eh", "e_h"), Unit(HARTREE, ENERGY)),
     **dict.fromkeys(("rydberg", "ry"), Unit(HARTREE / 2, ENERGY)),
     **dict.fromkeys(("kcal", "kilocalorie"), Unit(4184 * JOULE, ENERGY)),
@@ -75,7 +76,7 @@ NAMES: Mapping[str, Unit] = {
     "bar": Unit(GIGAPASCAL / 10_000, Dimension(energy=1, length=-3)),
     **dict.fromkeys(("dimensionless", "1", "none", ""), Unit(1.0, NONE)),
 }
-FACTOR = re.compile(r"([*/]?)\s*([^\s*/^]*)\s*(?:(?:\*\*|\^)\s*\(?([+-]?\d+)\)?)?\s*")
+FACTOR = re.compile(r"([*/]?)\s*([^\s*/^]*)\s*(?:(?:\*\*|\^)\s*\(?([+-]?[0-9])(?![0-9])\)?)?\s*")
 
 
 @cache
@@ -86,8 +87,8 @@ def parse_unit(text: str) -> Unit:
         match = FACTOR.match(rest)
         assert match is not None, "all its parts are optional"
         sign, name, power = match.groups()
-        unit = NAMES.get(name.lower())
-        if unit is None or not match.end() or (not name and sign):
+        unit = NAMES.get(name) or NAMES.get(name.lower())
+        if unit is None or not name:
             raise ValueError(f"unknown unit {text!r}")
         exponent = int(power or 1) * (-1 if sign == "/" else 1)
         value *= unit.value**exponent

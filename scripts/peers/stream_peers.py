@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TypedDict
 
@@ -29,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from modelforge.atoms.graph import Batch
 from modelforge.atoms.neighbors import find_edges
 from modelforge.data.order import BatchOrder, TrainingBatches
-from modelforge.data.structures import Array, Structures
+from modelforge.data.structures import Array
 
 MAP_SIZE = 1 << 38  # bytes: more than LMDB will need
 COMPARED = 5  # batches
@@ -126,9 +127,9 @@ class SamplesInMemory(Dataset[Sample]):
 def build_ase(folder: Path, chosen: Array) -> None:
     """The sample as ASE's database, in one transaction."""
     with ase.db.connect(folder / "ase.db", use_lock_file=False) as database:
-        for index, structures in structures_of(folder, chosen):
-            atoms = Atoms(structures.atomic_numbers, structures.positions, info={"index": index})
-            atoms.calc = SinglePointCalculator(atoms, energy=float(structures.energy[0]), forces=structures.forces)
+        for _, numbers, positions, energy, forces in molecules_of(folder, chosen):
+            atoms = Atoms(numbers, positions)
+            atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
             database.write(atoms)
 
 
@@ -151,16 +152,17 @@ def key_of(place: int) -> bytes:
     return f"{place:012}".encode()
 
 
-def structures_of(folder: Path, chosen: Array) -> Iterator[tuple[int, Structures]]:
-    """The chosen structures one by one, out of a copy in memory."""
+def molecules_of(folder: Path, chosen: Array) -> Iterator[tuple[int, Array, Array, float, Array]]:
+    """The chosen molecules one by one, out of a copy in memory: place in the data set, and what `sample_of` takes."""
     sample = opened_data(folder).structures.take(chosen)
-    return ((int(index), sample.slice(place, place + 1)) for place, index in enumerate(chosen))
+    bounds = pairwise(sample.offsets.tolist())
+    for index, energy, (begin, end) in zip(chosen.tolist(), sample.energy.tolist(), bounds, strict=True):
+        yield index, sample.atomic_numbers[begin:end], sample.positions[begin:end], energy, sample.forces[begin:end]
 
 
 def samples_of(folder: Path, chosen: Array) -> Iterator[Sample]:
-    """The chosen structures with their edges."""
-    for index, one in structures_of(folder, chosen):
-        yield sample_of(index, one.atomic_numbers, one.positions, float(one.energy[0]), one.forces)
+    """The chosen molecules with their edges."""
+    return (sample_of(*molecule) for molecule in molecules_of(folder, chosen))
 
 
 BUILDS = {"ase": build_ase, "lmdb": build_lmdb}

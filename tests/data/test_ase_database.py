@@ -350,9 +350,25 @@ def test_changes_that_are_not_yet_in_the_file_are_not_overlooked(example: Path) 
         connection.commit()
         assert message_for(example) == (
             "x.db: must be complete (got x.db-wal beside it, which holds changes that are not yet in the file); close what "
-            "writes it, then run: sqlite3 x.db 'PRAGMA wal_checkpoint(TRUNCATE); VACUUM;'"
+            "writes it, then run: sqlite3 x.db 'PRAGMA wal_checkpoint(TRUNCATE); SELECT count(*) FROM systems;'"
         )
     assert len(reading(example).structures) == 2
+
+
+def test_a_writer_that_was_killed_is_told_and_the_remedy_works(example: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    with closing(sqlite3.connect(example)) as connection:
+        connection.execute("PRAGMA cache_size = 1")  # so that changes reach the file before they are committed
+        connection.execute("UPDATE systems SET natoms = 77, data = zeroblob(20000)")
+        for path in tmp_path.glob("x.db*"):
+            shutil.copy(path, killed)
+    copy = killed / "x.db"
+    assert "got x.db-journal beside it" in message_for(copy)
+    with closing(sqlite3.connect(copy)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute("SELECT count(*) FROM systems").fetchone()
+    assert_equal(reading(copy).structures, reading(example).structures, leave=("files",))
 
 
 def test_a_file_that_changes_meanwhile_is_told(example: Path) -> None:

@@ -114,6 +114,9 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         if request.param == "schnetpack":
             connection.metadata = UNITS
     with closing(sqlite3.connect(path)) as connection:
+        # what ASE fills in by chance or by the clock: the same bytes are damaged each time
+        connection.execute("UPDATE systems SET unique_id = 'id' || id, username = 'me', ctime = 0, mtime = 0")
+        connection.commit()
         connection.execute("PRAGMA page_size = 512")
         connection.execute("VACUUM")
     return path.read_bytes()
@@ -164,7 +167,7 @@ def test_damaged_databases(database: bytes, tmp_path: Path, damage: Callable[[by
     for case in range(cases):
         put(path, damage(database, np.random.default_rng(case)))
         read += check(section, path, NUM_ROWS, f"{damage.__name__} {case}")
-    assert 0 <= read < cases
+    assert cases / 10 < read < 0.9 * cases
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +256,7 @@ def test_damaged_systems(system: Content, tmp_path: Path, mixed: bool) -> None:
         put(folder / name, damaged_file(name, files[name], random))
         read += check(section, folder, 4, f"{name} {case}")
         put(folder / name, files[name])
-    assert 100 < read < 2600
+    assert 100 < read < 1000
     for name in names:
         (folder / name).unlink()
         check(section, folder, 4, f"without {name}")

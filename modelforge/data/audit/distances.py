@@ -49,7 +49,8 @@ class ShortestDistances:
     structures: Integers  # (S,) which structures these are
     distance: Singles  # (S,) angstrom
     relative: Singles  # (S,) least distance relative to the sum of covalent radii
-    closest: tuple[ClosePair, ...]  # by distance and by relative distance, from different structures
+    closest: tuple[ClosePair, ...]  # the least distances, one of each structure
+    relatively_closest: tuple[ClosePair, ...]  # the least relative distances, one of each structure
 
 
 def shortest_distances(structures: Structures, chosen: Integers | None = None) -> ShortestDistances:
@@ -59,11 +60,11 @@ def shortest_distances(structures: Structures, chosen: Integers | None = None) -
         indices.append(members)
         found.append(_of_portion(piece))
     members, least = np.concatenate(indices), np.concatenate(found)
-    few = np.unique(np.concatenate([np.argsort(least[:, column])[:NUM_REPORTED] for column in (0, 1)]))
-    few = few[np.isfinite(least[few, 0])]
-    pairs = [_closest_pair(structures, int(members[place])) for place in few]
-    closest = tuple(sorted(pairs, key=lambda pair: pair.distance))
-    return ShortestDistances(members, least[:, 0], least[:, 1], closest)
+    closest, relatively = (
+        tuple(_closest_pair(structures, int(members[place]), by_column=column) for place in _smallest(least[:, column]))
+        for column in (0, 1)
+    )
+    return ShortestDistances(members, least[:, 0], least[:, 1], closest, relatively)
 
 
 def distance_findings(structures: Structures, shortest: ShortestDistances, *, length_scale: float) -> tuple[Finding, ...]:
@@ -71,11 +72,10 @@ def distance_findings(structures: Structures, shortest: ShortestDistances, *, le
     identical = [pair for pair in shortest.closest if pair.distance < SAME_PLACE * min(length_scale, 1.0)]
     if identical:
         return tuple(_identical_atoms(structures, pair) for pair in identical)
-    relative = min(shortest.closest, key=lambda pair: pair.relative, default=None)
-    if relative is None or relative.relative >= CLOSE * length_scale:
+    if not shortest.relatively_closest or shortest.relatively_closest[0].relative >= CLOSE * length_scale:
         return ()
     count = int((shortest.relative < CLOSE * length_scale).sum())
-    return (_close_atoms(structures, relative, count),)
+    return (_close_atoms(structures, shortest.relatively_closest[0], count),)
 
 
 def _identical_atoms(structures: Structures, pair: ClosePair) -> Finding:
@@ -174,8 +174,13 @@ def _edges(positions: Floats, cell: Floats, periodic: NDArray[np.bool_], cutoff:
     return edges.receivers.astype(np.int64), edges.senders.astype(np.int64), np.linalg.norm(edges.vectors, axis=1)
 
 
-def _closest_pair(structures: Structures, index: int) -> ClosePair:
-    """The closest pair of a structure, in float64."""
+def _smallest(least: Singles) -> list[int]:
+    few = np.argsort(least, kind="stable")[:NUM_REPORTED]
+    return [place for place in few.tolist() if np.isfinite(least[place])]
+
+
+def _closest_pair(structures: Structures, index: int, *, by_column: int) -> ClosePair:
+    """The pair of a structure with the least distance (column 0) or relative distance (column 1), in float64."""
     one = structures.take(np.array([index]))
     if _compare_all_pairs(one)[0]:
         receivers, senders = np.triu_indices(len(one.positions), 1)
@@ -183,7 +188,7 @@ def _closest_pair(structures: Structures, index: int) -> ClosePair:
     else:
         receivers, senders, distance = _neighbors(one, 0)
     radii = covalent_radii[one.atomic_numbers]
-    least = int(np.argmin(distance))
+    relative = distance / (radii[receivers] + radii[senders])
+    least = int(np.argmin((distance, relative)[by_column]))
     first, second = sorted((int(receivers[least]), int(senders[least])))
-    relative = float((distance / (radii[receivers] + radii[senders])).min())
-    return ClosePair(index, first, second, float(distance[least]), relative)
+    return ClosePair(index, first, second, float(distance[least]), float(relative[least]))

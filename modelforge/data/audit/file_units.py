@@ -26,7 +26,7 @@ LENGTH_TOLERANCE = 1.25  # lengths have 0.87 (carbon under pressure) to 1.02 in 
 STIFFNESS_TOLERANCE = 1.6  # 0.85 to 1.11 in nine sets, 0.5 for a proton between two oxygen atoms
 TOTAL_TOLERANCE = 1.02  # 0.995 to 1.005 in eight sets of five all-electron methods
 MOST_DEPARTURES = 2
-RARE_ENERGY, NOT_FOLLOWING, NOT_SETTABLE = 0.25, 0.1, 0.5  # preferences among equally many departures
+RARE_ENERGY, NOT_FOLLOWING, NOT_SETTABLE = 0.5, 0.1, 0.5  # preferences among equally many departures
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,16 @@ def explanations(measured: Measurements, declared: DeclaredUnits) -> tuple[FileU
     The declared units alone where they agree; empty where not even two departures explain what was measured. A single
     measurement is explained by a single departure or not at all: two of them explain nearly any number.
     """
-    best = inf
-    found: list[FileUnits] = []
     most = min(MOST_DEPARTURES, measured.num_off)
+    found: dict[FileUnits, tuple[float, float]] = {}  # disagreement and departures
     for units in _readings():
         cost = _departures(units, declared)
-        if int(cost) <= most and cost <= best and _disagreement(units, measured, declared) < 1:
-            found = [units] if cost < best else [*found, units]
-            best = cost
-    return tuple(sorted(found, key=lambda units: _disagreement(units, measured, declared)))
+        if int(cost) <= most and (disagreement := _disagreement(units, measured, declared)) < 1:
+            found[units] = (round(disagreement, 6), cost)
+    fewest = min((int(2 * cost) for _, cost in found.values()), default=0)  # in halves: preferences smaller than that may lose
+    ranked = sorted((rank, str(units), units) for units, rank in found.items() if int(2 * rank[1]) == fewest)
+    # Readings that no measurement tells apart follow one another; the first of them has the fewest departures.
+    return tuple(units for place, (rank, _, units) in enumerate(ranked) if not place or rank[0] != ranked[place - 1][0][0])
 
 
 def is_settable(forces: str) -> bool:

@@ -17,8 +17,8 @@ from modelforge.data.structures import Floats, Integers, Structures
 NOBLE_GASES = (2, 10, 18, 36, 54, 86)  # they form no bonds whose length could be compared
 REACH = 2.5  # of the shortest distance: from X-H bonds (1.0 angstrom) to the bonds between other elements
 BONDED = 1.25  # of the sum of covalent radii, up to which an atom and a hydrogen count as bonded
-FORCE_CONSTANTS = {5: 25.0, 6: 31.0, 7: 40.0, 8: 47.0, 14: 17.0, 15: 20.0, 16: 26.0}
-"""Usual force constants of X-H stretches in eV/angstrom^2: mu (2 pi c nu)^2 from wavenumbers of 2300 (SiH) to 3650 (OH) 1/cm.
+FORCE_CONSTANTS = {5: 22.0, 6: 31.0, 7: 40.0, 8: 47.0, 14: 17.0, 15: 20.0, 16: 26.0}
+"""Usual force constants of X-H stretches in eV/angstrom^2: mu (2 pi c nu)^2 from wavenumbers of 2200 (SiH) to 3700 (OH) 1/cm.
 Regressions over thermal ensembles gave 27 to 35 for CH, 38 to 42 for NH, 23 (hydrogen bridge) to 48 for OH."""
 MIN_BONDS = 20
 MIN_BOND_CORRELATION = 0.7  # of force and length; 0.86 to 0.99 in thermal ensembles, near 0 in relaxed structures
@@ -119,6 +119,8 @@ def _force_constant(length: Floats, along: Floats, usual: float) -> Stiffness:
 
 def _edges(structures: Structures, *, cutoff: float) -> tuple[Integers, Integers, Floats]:
     """Receivers and senders among all atoms, (E,), and vectors from one to the other, (E, 3)."""
+    if not len(structures):
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((0, 3))
     edges = find_edges(structures.num_atoms, structures.positions, structures.cell, structures.periodic, cutoff=cutoff)
     first_atom = np.repeat(structures.offsets[:-1], edges.num_edges)
     return edges.receivers + first_atom, edges.senders + first_atom, edges.vectors

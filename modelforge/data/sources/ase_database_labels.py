@@ -68,6 +68,7 @@ def read_components(rows: Sequence[Row], key: str | None, sizes: Integers) -> Fl
         if value is not None:
             values[begin : begin + size] = components_of(value, (size,), row, key)
         begin += size
+    values[np.isnan(values)] = np.nan  # among damaged bytes there are NaNs that arithmetic complains about
     for number in np.flatnonzero(np.abs(values) >= LARGEST).tolist():
         raise UserError(f"{place_of(rows, sizes, number)}: {key}: {expected(())} (got {values[number]:g})")
     return values
@@ -102,6 +103,7 @@ def read_stresses(rows: Sequence[Row], key: str | None) -> Floats:
         value = row.values.get(key)
         if value is not None:
             stress[index] = as_matrix(components_of(value, (6, 9), row, key))
+    stress[np.isnan(stress)] = np.nan
     return symmetric(stress, lambda index: f"{rows[index].place}: {key}")
 
 

@@ -37,8 +37,8 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
             yield connection
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path}: must be an ASE database that SQLite can read to its end (got: {error}); it is damaged or incomplete, "
-            "copy or make it anew"
+            f"{path}: must be an ASE database that SQLite can read to its end (got: {shown(str(error))}); it is damaged or "
+            "incomplete, copy or make it anew"
         ) from None
     if _state(path) != before:
         raise UserError(f"{path}: must not change while it is read; wait until whoever writes it has ended")
@@ -51,7 +51,8 @@ def _refuse_unfinished(path: Path) -> None:
         if beside.exists() and beside.stat().st_size:
             raise UserError(
                 f"{path}: must be complete (got {beside.name} beside it, which holds changes that are not yet in the file); "
-                f"close what writes it, then run: sqlite3 {path.name} 'PRAGMA wal_checkpoint(TRUNCATE); VACUUM;'"
+                f"close what writes it, then run: sqlite3 {path.name} "
+                "'PRAGMA wal_checkpoint(TRUNCATE); SELECT count(*) FROM systems;'"
             )
 
 

@@ -96,8 +96,16 @@ def numbers_of(value: object) -> Floats | None:
             found = np.asarray(value)
         except (ValueError, OverflowError):  # lists in lists of different lengths
             return None
-        return found.astype(np.float64).ravel() if found.dtype.kind in "fiu" else None
+        return in_double_precision(found).ravel() if found.dtype.kind in "fiu" else None
     return None
+
+
+def in_double_precision(values: Array) -> Floats:
+    """Numbers as float64; among damaged bytes there are NaNs that the conversion complains about."""
+    if values.dtype == np.float64:
+        return values
+    with np.errstate(invalid="ignore"):
+        return values.astype(np.float64)
 
 
 def shown(value: object) -> str:

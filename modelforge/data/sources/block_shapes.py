@@ -5,6 +5,7 @@ Legend: C conformations of a block, n atoms of each.
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,6 +43,9 @@ ONCE: dict[str, tuple[tuple[str | int, ...], ...]] = {
 }
 """Of what may stand once for all conformations."""
 
+AMBIGUOUS = ((1,), (3,), (9,), (3, 3))
+"""Shapes of a structure's labels that a number or a vector for each of a few atoms has, too."""
+
 
 def stands_once(column: str, shape: Shape, *, num: int, num_atoms: int, place: str) -> bool:
     """Whether an array of this shape holds a column once for all conformations; another shape is a `UserError`."""
@@ -73,6 +77,19 @@ def as_column(column: str, values: Array, *, num: int, num_atoms: int, once: boo
     if once:
         values = values.reshape(1, -1).repeat(num, axis=0)
     return values.reshape(num * num_atoms if home.per_atom else num, *home.shape)
+
+
+class Homes(NamedTuple):
+    """Whether an array may hold something for each structure, and for each atom."""
+
+    of_structures: bool
+    of_atoms: bool
+
+
+def homes_of(shape: Shape, *, num: int, num_atoms: int) -> Homes:
+    """What an array that nobody asks for may be, by its shape; what a shape leaves open is listed as both."""
+    of_atoms = shape[:2] == (num, num_atoms)
+    return Homes(not of_atoms or shape[1:] in AMBIGUOUS, of_atoms)
 
 
 def rows_of_parts(max_atoms: int, num_atoms: int, *, chunk_rows: int = 1) -> int:

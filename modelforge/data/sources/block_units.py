@@ -38,8 +38,7 @@ def usual_units(
 def _unit_of(section: FileSource, quantity: str, stated: Mapping[str, str], layout: Mapping[str, str], place: str) -> str:
     """The name of the unit of energy or length."""
     text = stated.get(quantity) or getattr(section, f"{quantity}_unit") or layout.get(quantity, "")
-    if not text:
-        section.unit_of(quantity, place=place)  # says that it is missing
+    section.unit_of(quantity, stated=stated.get(quantity, ""), usual=text, place=place)  # says what is wrong, or missing
     return ATOMIC[quantity] if text.lower() in ("au", "a.u.", "atomic") else text
 
 

@@ -5,9 +5,20 @@ from dataclasses import replace
 
 import numpy as np
 
+from modelforge.atoms.unit_names import factor_of
 from modelforge.data.sources.file_source import FileSource
 from modelforge.data.structures import LABELS, Array, Floats, Structures, is_constant
 from modelforge.errors import UserError
+
+ATOMIC = {"energy": "hartree", "length": "bohr"}
+FOLLOWING = {
+    "forces": "{energy}/{length}",
+    "stress": "{energy}/{length}/{length}/{length}",
+    "virial": "{energy}",
+    "dipole": "e*{length}",
+    "quadrupole": "e*{length}*{length}",
+}
+"""Units of labels where nobody states them."""
 
 
 def with_units(
@@ -23,7 +34,8 @@ def with_units(
     The column of forces may hold gradients, and that of stresses virials, where the section has such a key. `stated` are
     the units that the file states (for "length" and labels), `usual` those of its layout where it states none.
     """
-    stated, usual = stated or {}, usual or {}
+    stated = stated or {}
+    usual = {**_following(section, stated, usual or {}), **(usual or {})}
     found = {
         label: section.unit_of(label, stated=stated.get(label, ""), usual=usual.get(label, ""), place=place)
         for label in ("length", *unit_labels(section))
@@ -48,6 +60,31 @@ def unit_labels(section: FileSource) -> tuple[str, ...]:
     if "gradient" in asked:
         labels.append("forces")
     return (*labels, "virial") if "virial" in asked else tuple(labels)
+
+
+def _following(section: FileSource, stated: Mapping[str, str], usual: Mapping[str, str]) -> dict[str, str]:
+    """The units that follow from those of energy and length where a file states one of these, by label."""
+    if not (stated.get("energy") or stated.get("length")):
+        return {}  # those that follow from the section
+    texts = {
+        quantity: stated.get(quantity) or getattr(section, f"{quantity}_unit") or usual.get(quantity, "") for quantity in ATOMIC
+    }
+    units = {quantity: _simple(text, quantity) for quantity, text in texts.items()}
+    found = {label: form.format(**units) for label, form in FOLLOWING.items() if all(units[q] for q in ATOMIC if q in form)}
+    return {label: unit for label, unit in found.items() if _is_unit(unit, label)}
+
+
+def _simple(text: str, quantity: str) -> str:
+    """A unit such that more can be appended to it."""
+    return ATOMIC[quantity] if text.lower() in ("au", "a.u.", "atomic") else text.strip().strip("()")
+
+
+def _is_unit(text: str, label: str) -> bool:
+    try:
+        factor_of(text, label)
+    except ValueError:
+        return False
+    return True
 
 
 def _scaled(values: Array, factor: float) -> Array:

@@ -84,7 +84,9 @@ def numbers(array: Array, chosen: slice, *, path: Path) -> Floats:
     """The numbers of some frames, NaN where they are missing, (F, size)."""
     if array.dtype.kind not in "fiu":
         raise UserError(f"{path}: must be numbers (got texts)")
-    found = np.ascontiguousarray(array[chosen]).astype(np.float64).reshape(chosen.stop - chosen.start, -1)
+    with np.errstate(invalid="ignore"):  # among damaged bytes there are NaNs that the conversion complains about
+        found = np.ascontiguousarray(array[chosen]).astype(np.float64).reshape(chosen.stop - chosen.start, -1)  # (F, size)
+    found[np.isnan(found)] = np.nan
     for frame in np.flatnonzero((np.abs(found) >= LARGEST).any(axis=1)).tolist():
         got = np.nanmax(np.abs(found[frame]))
         raise UserError(f"{path}: frame {chosen.start + frame}: must be finite, or nan where it is missing (got {got:g})")

@@ -25,6 +25,7 @@ ATOMIC_NUMBERS = {symbol: number for symbol, number in ase_atomic_numbers.items(
 LARGEST_ATOMIC_NUMBER = len(chemical_symbols) - 1
 DEFAULT_PROPERTIES = "species:S:1:pos:R:3"
 COLUMN_TYPES = ("S", "R", "I", "L")
+LINE_MARKS = (b"\r", b"\v", b"\f", b"\x1c", b"\x1d", b"\x1e")
 SPECIES_WORD = np.dtype("S8")  # longer words lose their end, and are no element before and after
 UNUSED_WORD = np.dtype("S1")
 
@@ -132,9 +133,12 @@ def wanted_columns(properties: str, forces_key: str | None, charges_key: str | N
 
 def frames_by_properties(frames: Frames) -> dict[str, list[int]]:
     """The frames that have the same columns, for each set of columns."""
-    chosen: dict[str, list[int]] = {}
+    spelled: dict[str, list[int]] = {}
     for frame, header in enumerate(frames.headers):
-        chosen.setdefault(unquoted(header.get("Properties", DEFAULT_PROPERTIES)), []).append(frame)
+        spelled.setdefault(header.get("Properties", DEFAULT_PROPERTIES), []).append(frame)
+    chosen: dict[str, list[int]] = {}
+    for properties, members in spelled.items():
+        chosen[unquoted(properties)] = sorted(chosen.get(unquoted(properties), []) + members)
     return chosen
 
 
@@ -205,6 +209,8 @@ def first_fault(frames: Frames, members: list[int], wanted: Wanted) -> UserError
 
 def fault_in_line(line: bytes, wanted: Wanted) -> str | None:
     """What is wrong with an atom line, None if nothing is."""
+    if any(mark in line.rstrip() for mark in LINE_MARKS):
+        return "must be one line of text, has a control character that begins a new one"
     words = line.decode(errors="replace").split()
     if len(words) != wanted.num_columns:
         return f"must have the {wanted.num_columns} columns that Properties announces, has {len(words)}"

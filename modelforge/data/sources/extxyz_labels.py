@@ -12,7 +12,7 @@ from modelforge.data.sources.extxyz_header import number, numbers, unquoted
 from modelforge.data.structures import ABSENT, Floats, Integers
 from modelforge.errors import UserError
 
-VOIGT = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]  # where xx xy xz, ... stand in xx yy zz yz xz xy
+VOIGT = (0, 5, 4, 5, 1, 3, 4, 3, 2)  # where xx xy xz, ... stand in xx yy zz yz xz xy
 LARGEST_ASYMMETRY = 1e-2  # of a stress, relative to its largest component: more is no rounding
 NOISE = 1e-6  # in any unit: below that, a stress may be as asymmetric as it likes
 
@@ -35,28 +35,35 @@ def read_energies(frames: Frames, key: str | None) -> Floats:
 
 
 def read_stresses(frames: Frames, key: str | None) -> Floats:
-    """Stresses in units of the file, NaN where there is none, (F, 3, 3)."""
+    """Stresses in units of the file, made symmetric, NaN where there is none, (F, 3, 3)."""
     if key is None:
         return ABSENT
-    stress = np.full((len(frames), 3, 3), np.nan)
+    components = np.full((len(frames), 9), np.nan)
     for frame, header in enumerate(frames.headers):
         if key in header:
-            stress[frame] = parse_stress(header[key], place=f"{frames.place(frame)}: {key}")
-    return stress
+            found = nine_components(header[key])
+            if found is None:
+                expected = "must be 9 numbers, or 6 in the order xx yy zz yz xz xy"
+                raise UserError(f"{frames.place(frame)}: {key}: {expected} (got {header[key] or 'no value'})")
+            components[frame] = found
+    stress = components.reshape(-1, 3, 3)
+    mirrored = stress.swapaxes(1, 2)
+    asymmetry, largest = np.abs(stress - mirrored).max(axis=(1, 2)), np.abs(stress).max(axis=(1, 2))
+    for frame in np.flatnonzero(asymmetry > LARGEST_ASYMMETRY * largest + NOISE).tolist():
+        raise UserError(f"{frames.place(frame)}: {key}: must be symmetric (got {frames.headers[frame][key]})")
+    symmetric: Floats = (stress + mirrored) / 2
+    return symmetric
 
 
-def parse_stress(value: str, *, place: str) -> Floats:
-    """The stress of one frame in units of the file, made symmetric, (3, 3)."""
+def nine_components(value: str) -> list[float] | None:
+    """The components of one stress row by row, from 9 numbers or from 6 in Voigt's order; None where they are not."""
     try:
-        components = np.array(numbers(value))
+        components = numbers(value)
     except ValueError:
-        components = np.empty(0)
-    if components.shape not in [(6,), (9,)] or np.isinf(components).any():
-        raise UserError(f"{place}: must be 9 numbers, or 6 in the order xx yy zz yz xz xy (got {value or 'no value'})")
-    stress: Floats = components[VOIGT] if len(components) == 6 else components.reshape(3, 3)
-    if np.abs(stress - stress.T).max() > LARGEST_ASYMMETRY * np.abs(stress).max() + NOISE:
-        raise UserError(f"{place}: must be symmetric (got {value})")
-    return (stress + stress.T) / 2
+        return None
+    if len(components) not in (6, 9) or math.inf in components or -math.inf in components:
+        return None
+    return [components[place] for place in VOIGT] if len(components) == 6 else components
 
 
 def read_components(frames: Frames, key: str | None, shape: tuple[int, ...]) -> Floats:
@@ -123,7 +130,7 @@ def read_subsets(frames: Frames, key: str | None) -> tuple[Integers, tuple[str, 
 
 def stated_unit(frames: Frames, key: str) -> str:
     """The unit that headers state, "" where they state none; an error where they differ."""
-    units = {unquoted(header[key]) for header in frames.headers if key in header}
+    units = {unquoted(value) for value in {header[key] for header in frames.headers if key in header}}
     if len(units) > 1:
         raise UserError(f"{frames.path}: {key}: must be the same in all structures (got {', '.join(sorted(units))})")
     return units.pop() if units else ""

@@ -171,7 +171,7 @@ class FileSource(DataSource):
     def _stated(self, label: str, stated: str, given: str | None, place: str) -> tuple[float, str]:
         try:
             factor = factor_of(stated, label)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise UserError(f"{place}: {label}: {error}") from None
         if given and not np.isclose(factor, factor_of(given, label), rtol=1e-3, atol=0.0):
             raise UserError(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import h5py  # type: ignore[import-untyped]  # h5py has no annotations
+import h5py
 
 from modelforge.data.sources.blocks import PART_ATOMS, Block, Plan, parts_of, wanted_names
 from modelforge.data.sources.file_source import FileSource, Key

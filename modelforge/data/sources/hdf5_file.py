@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py  # type: ignore[import-untyped]  # h5py has no annotations
+import h5py
 import numpy as np
 
 from modelforge.data.sources.block_shapes import Shape, num_bytes

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from modelforge.data.sources.block_shapes import Shape, as_column, rows_of_parts, stands_once
+from modelforge.data.sources.block_shapes import Homes, Shape, as_column, homes_of, rows_of_parts, stands_once
 from modelforge.data.sources.blocks import Block, Contents, Names, Plan
 from modelforge.data.sources.hdf5_file import Hdf5Array, Hdf5Group, shown
 from modelforge.data.sources.hdf5_layouts import Layout
@@ -36,9 +36,7 @@ class GroupReader:
                     f"{group.place}: must hold {needed!r}; in it: {', '.join(map(shown, group.names)) or 'nothing'}"
                 )
         arrays = {column: group.array(name) for column, name in names.items() if group.holds(name)}
-        opened = OpenGroup(group, arrays, *_sizes(arrays["positions"]))
-        if opened.num:
-            yield from self._blocks(opened)
+        yield from self._blocks(OpenGroup(group, arrays, *_sizes(arrays["positions"])))
 
     def _blocks(self, opened: "OpenGroup") -> Iterator[Block]:
         group, num = opened.group, opened.num
@@ -95,24 +93,26 @@ class GroupReader:
         if names not in self._contents:
             structural = {self.plan.names[column] for column in ("atomic_numbers", "positions")} | {*self.layout.structural}
             others = [name for name in names if shown(name) not in structural]
-            per_atom = {name: self._is_per_atom(opened, name) for name in others}
+            homes = {shown(name): self._homes(opened, name) for name in others}
             self._contents[names] = Contents(
-                tuple(shown(name) for name in others if not per_atom[name]),
-                tuple(shown(name) for name in others if per_atom[name]),
+                tuple(name for name, home in homes.items() if home.of_structures),
+                tuple(name for name, home in homes.items() if home.of_atoms),
             )
         return self._contents[names]
 
-    def _is_per_atom(self, opened: "OpenGroup", name: bytes) -> bool:
-        """Whether a dataset holds something for each atom: labels that are asked for by their option, others by shape."""
+    def _homes(self, opened: "OpenGroup", name: bytes) -> Homes:
+        """What a dataset holds something for: by the option that asks for it, as the file says, or by its shape."""
         for column, key in self.plan.names.items():
             if key.encode() == name:
-                return COLUMNS[column].per_atom
+                return Homes(not COLUMNS[column].per_atom, COLUMNS[column].per_atom)
         try:
             array = opened.group.array(name)
+            stated = array.text_attribute("format") if self.layout.name == "modelforge" else ""
         except UserError:  # nobody asks for it
-            return False
-        stated = array.text_attribute("format") if self.layout.name == "modelforge" else ""
-        return stated == "per_atom" if stated else _looks_per_atom(array.shape, opened.num, opened.num_atoms)
+            return Homes(True, False)
+        if stated:
+            return Homes(stated != "per_atom", stated == "per_atom")
+        return homes_of(array.shape, num=opened.num, num_atoms=opened.num_atoms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,12 +215,6 @@ def _sizes(positions: Hdf5Array) -> tuple[int, int]:
 
 def _has_unit(column: str) -> bool:
     return column == "positions" or column in LABELS
-
-
-def _looks_per_atom(shape: Shape, num: int, num_atoms: int) -> bool:
-    """By the shape alone, a dipole of three atoms looks like a number for each atom, and is none."""
-    is_vector = len(shape) == 2 and num_atoms in (1, 3, 9)
-    return shape[:2] == (num, num_atoms) and not is_vector and shape[1:] != (3, 3)
 
 
 def _some(names: Names, first: int, last: int, num: int) -> Names:

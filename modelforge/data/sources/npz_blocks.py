@@ -9,13 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from modelforge.data.sources.block_shapes import Shape, as_column, rows_of_parts, stands_once
-from modelforge.data.sources.blocks import Block, Contents, Names, Plan
+from modelforge.data.sources.block_shapes import Homes, as_column, homes_of, rows_of_parts, stands_once
+from modelforge.data.sources.blocks import GEOMETRY, Block, Contents, Names, Plan
 from modelforge.data.sources.npz_arrays import NpzFile, RowReader
-from modelforge.data.structures import COLUMNS, LABELS, Array, Integers
+from modelforge.data.structures import COLUMNS, Array, Integers
 from modelforge.errors import UserError
-
-PER_ATOM = tuple(label for label in LABELS if COLUMNS[label].per_atom)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,20 +83,13 @@ class NpzReader:
 
     def _contents(self, num: int, num_atoms: int) -> Contents:
         """What the file holds besides the geometry."""
-        geometry = {
-            self.plan.names[column]
-            for column in ("atomic_numbers", "positions", "cell", "periodic")
-            if column in self.plan.names
-        }
-        asked = {name: column in PER_ATOM for column, name in self.plan.names.items()}
-        per_atom = {
-            name: asked.get(name, _looks_per_atom(array.shape, num, num_atoms))
-            for name, array in self.file.arrays.items()
-            if name not in geometry
-        }
+        asked = {name: column for column, name in self.plan.names.items()}
+        homes = {name: homes_of(array.shape, num=num, num_atoms=num_atoms) for name, array in self.file.arrays.items()}
+        for name, column in asked.items():
+            homes[name] = Homes(not COLUMNS[column].per_atom, COLUMNS[column].per_atom)
+        others = [name for name in self.file.arrays if asked.get(name) not in GEOMETRY]
         return Contents(
-            tuple(name for name, is_per_atom in per_atom.items() if not is_per_atom),
-            tuple(name for name, is_per_atom in per_atom.items() if is_per_atom),
+            tuple(name for name in others if homes[name].of_structures), tuple(name for name in others if homes[name].of_atoms)
         )
 
     def _names(self, num: int, num_atoms: int) -> dict[str, Names]:
@@ -150,7 +141,3 @@ def _kind(column: str, type_name: str) -> str:
     if column == "periodic":
         return "bool" if type_name[-2:] == "b1" else "int64"
     return "int64" if column == "atomic_numbers" else "float64"
-
-
-def _looks_per_atom(shape: Shape, num: int, num_atoms: int) -> bool:
-    return shape[:2] == (num, num_atoms) and not (len(shape) == 2 and num_atoms in (1, 3, 9)) and shape[1:] != (3, 3)

@@ -78,13 +78,22 @@ class Store:
             raise UserError(
                 f"{folder}: must be a store of version {VERSION} (got {about.get('version')}); convert the data again"
             )
-        names = files or tuple(about["files"])
-        self.content_hash: str = about["content_hash"]
-        arrays = {name: _typed(values, COLUMNS[name].dtype) for name, values in self.columns.arrays.items()}
-        structures = Structures(**arrays, subset_names=tuple(about["subset_names"]), files=names)
-        report, present = report_from_json(about["report"], names), dict(zip(about["files"], names, strict=True))
-        removals = tuple(replace(removal, file=present.get(removal.file, removal.file)) for removal in report.removals)
-        self.reading = Reading(structures, replace(report, removals=removals))
+        try:
+            self.content_hash: str = about["content_hash"]
+            self.reading = _reading(self.columns, files)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedColumns(f"{folder}: {error}") from error
+
+
+def _reading(columns: Columns, files: tuple[str, ...] | None) -> Reading:
+    """Structures and report; `files` are the present names."""
+    about = columns.about
+    names = files or tuple(about["files"])
+    arrays = {name: _typed(values, COLUMNS[name].dtype) for name, values in columns.arrays.items()}
+    structures = Structures(**arrays, subset_names=tuple(about["subset_names"]), files=names)
+    report, present = report_from_json(about["report"], names), dict(zip(about["files"], names, strict=True))
+    removals = tuple(replace(removal, file=present.get(removal.file, removal.file)) for removal in report.removals)
+    return Reading(structures, replace(report, removals=removals))
 
 
 def open_store(folder: Path) -> Store:

@@ -20,22 +20,23 @@ Read = Callable[..., Structures]
 
 def structures_of(frames: Sequence[Atoms]) -> Structures:
     """ASE's structures in columns; what their calculators do not give is missing."""
-    has_labels = all(frame.calc is not None for frame in frames)
-    stresses = [_stress(frame) for frame in frames] if has_labels else []
-    labels = {
-        "energy": np.array([frame.get_potential_energy() for frame in frames]),
-        "forces": np.concatenate([frame.get_forces() for frame in frames]),
-        "stress": np.stack(stresses),
-    }
     return Structures(
         num_atoms=np.array([len(frame) for frame in frames]),
         atomic_numbers=np.concatenate([frame.numbers for frame in frames]).astype(np.uint8),
         positions=np.concatenate([frame.positions for frame in frames]),
         cell=np.stack([frame.cell.array for frame in frames]),
         periodic=np.stack([frame.pbc for frame in frames]),
-        **(labels if has_labels else {}),
         files=("made.xyz",),
+        **(_labels(frames) if all(frame.calc is not None for frame in frames) else {}),
     )
+
+
+def _labels(frames: Sequence[Atoms]) -> dict[str, np.ndarray]:
+    return {
+        "energy": np.array([frame.get_potential_energy() for frame in frames]),
+        "forces": np.concatenate([frame.get_forces() for frame in frames]),
+        "stress": np.stack([_stress(frame) for frame in frames]),
+    }
 
 
 def _stress(frame: Atoms) -> np.ndarray:
