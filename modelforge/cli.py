@@ -104,6 +104,19 @@ def describe(
 
 
 @data_app.command()
+def inspect(
+    files: Files,
+    settings: DataSettings = None,
+    html: Annotated[Path | None, typer.Option(help="Write it as a page with plots, too.", metavar="PAGE.html")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead.")] = False,
+) -> None:
+    """Look at files before an experiment is written: labels, units, distributions, what is odd, and what the TOML needs."""
+    from modelforge.inspection.showing import show
+
+    show(files, settings or [], Console(), say=lambda text: typer.echo(text, err=True), html=html, as_json=as_json)
+
+
+@data_app.command()
 def convert(
     files: Files,
     out: Annotated[Path, typer.Option(help="Where to: NAME.xyz for extended XYZ, any other name for a store.", metavar="PATH")],

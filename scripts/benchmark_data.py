@@ -6,7 +6,7 @@ the same order of batches. Extended XYZ is read by ours and by ASE in turns.
 
     python scripts/benchmark_data.py --num-structures 1000000 --json figures.json
 
-A million structures take 10 GB of disk and of page cache, and about 10 minutes. Needs lmdb; Linux only, for /proc. This process
+A million structures take 10 GB of disk and of page cache, and about 10 minutes. Needs lmdb and Linux (/proc). This process
 imports neither torch nor modelforge.
 """
 
@@ -80,14 +80,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class XyzFile:
-    """A file of extended XYZ, read by both."""
+    """A file of extended XYZ, read by both, and compared with all its structures, labels and names of subsets."""
 
     file: str
     structures: int
-    ours: float  # s
+    ours: float  # s that a core is busy
     ase: float  # s
     labels: str  # that it has
-    differences: str
+    differences: str  # names of what is not equal
 
     @property
     def ratio(self) -> float:
@@ -168,6 +168,9 @@ def race(folder: Path, *, rounds: int, console: Console) -> dict[str, list[Measu
                 measured = ours("stream_all" if label == ALL else "stream_sample", folder)
             found.setdefault(label, []).append(measured)
             console.print(f"round {number} of {rounds}: {label}: {measured.rate:,.0f} structures/s")
+    counts = {label: epochs[0].counts for label, epochs in found.items() if label != ALL}
+    if any(each != counts[OURS] for each in counts.values()):
+        sys.exit(f"the sides streamed different data: {counts}")
     return found
 
 
@@ -206,7 +209,7 @@ def step_row(name: str, measured: Measured) -> list[str]:
 
 def streaming_table(found: dict[str, list[Measured]]) -> Table:
     """A row for each side; ours over the sample is what the others are compared with."""
-    rates = ("median", "lowest", "highest", "per core s", "ours / it", "per core s")
+    rates = ("median", "lowest", "highest", "per core s", "ours / it", "same per core s")
     titles = ("side", "structures", *rates, "ready s", "peak MB", "anonymous MB")
     rows = [streaming_row(label, rounds, found[OURS]) for label, rounds in found.items()]
     return table_of("an epoch of batches with edges, structures/s", titles, rows)
@@ -242,7 +245,7 @@ def builds_table(own: Measured, builds: dict[str, Measured]) -> Table:
         ]
         for label, each in all_sides.items()
     ]
-    titles = ("side", "structures", "structures/s", "ours / it", "per core s", "bytes/structure")
+    titles = ("side", "structures", "structures/s", "ours / it", "same per core s", "bytes/structure")
     return table_of("preparing the files that batches come from", titles, rows)
 
 
@@ -255,16 +258,12 @@ def xyz_table(files: Sequence[XyzFile]) -> Table:
             f"{each.ours * 1e3:.2f}",
             f"{each.ase * 1e3:.2f}",
             f"{each.ratio:.1f}",
-            each.labels,
-            each.differences or "none",
+            f"DIFFERENT: {each.differences}" if each.differences else each.labels,
         ]
         for each in files
     ]
-    return table_of(
-        "reading extended XYZ",
-        ("file", "structures", "ours ms", "ase.io.read ms", "ratio", "labels that both find", "differences"),
-        rows,
-    )
+    titles = ("file", "structures", "ours ms", "ase.io.read ms", "ratio", "equal labels")
+    return table_of("reading extended XYZ, medians of the time that a core is busy", titles, rows)
 
 
 def read_xyz(folder: Path, data: Path) -> list[XyzFile]:
@@ -287,14 +286,22 @@ def targets_of(steps: dict[str, Measured], found: dict[str, list[Measured]], fil
         Target("stream an epoch of all, per core", median(each.core_rate for each in epochs), 50_000, "1/s", at_least=True),
         Target("peak memory of streaming", max(each.peak_mb for each in epochs), 1000, "MB"),
     ]
-    if files:
-        whole = sum(each.ase for each in files) / sum(each.ours for each in files)
-        targets.append(Target("extended XYZ, all files together", whole, 10, "times ase.io.read", at_least=True))
-        differ = sum(bool(each.differences) for each in files)
-        targets.append(Target("extended XYZ, files that differ", differ, 0, "files"))
-        targets.append(
-            Target("extended XYZ, the worst file", min(f.ratio for f in files), 10, "times ase.io.read", at_least=True)
-        )
+    return targets + (xyz_targets(files) if files else [])
+
+
+def xyz_targets(files: Sequence[XyzFile]) -> list[Target]:
+    """What is asked for of extended XYZ; a file of a few structures is mostly the cost of any call."""
+    what, unit = "read extended XYZ", "times the speed of ase.io.read"
+    whole = sum(each.ase for each in files) / sum(each.ours for each in files)
+    targets = [
+        Target(f"{what}, files with differences", sum(bool(each.differences) for each in files), 0, "files"),
+        Target(f"{what}, all files together", whole, 10, unit, at_least=True),
+    ]
+    for fewest in (1, 100):
+        worst = min((each for each in files if each.structures >= fewest), key=lambda each: each.ratio, default=None)
+        if worst:
+            place = f"{what}, worst file of {fewest} structures or more ({worst.file})"
+            targets.append(Target(place, worst.ratio, 10, unit, at_least=True))
     return targets
 
 
@@ -321,7 +328,7 @@ def benchmark(folder: Path, options: argparse.Namespace, console: Console) -> No
     files = read_xyz(folder, options.data) if options.data.is_dir() else []
     console.print(xyz_table(files) if files else f"no folder {options.data}: extended XYZ is not compared")
     steps = {name: ours(name, folder) for name in ("write_hdf5", "prepare")}
-    steps["open_again"] = sorted((ours("open_again", folder) for _ in range(3)), key=lambda each: each.whole)[1]
+    steps["open_again"] = sorted((ours("open_again", folder) for _ in range(3)), key=lambda each: each.whole)[1]  # median
     console.print(steps_table(steps), contents_in_words(steps), sep="\n", soft_wrap=True)
     builds = {NAMES[peer]: theirs("build", peer, folder) for peer in ("ase", "lmdb")}
     console.print(builds_table(steps["prepare"], builds))
@@ -337,16 +344,15 @@ def benchmark(folder: Path, options: argparse.Namespace, console: Console) -> No
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     console.print(f"versions: {versions}; load of the machine in the last 1, 5, 15 minutes: {load}", soft_wrap=True)
     if options.json:
-        figures = {
-            "workload": workload,
-            "versions": versions,
-            "steps": {name: asdict(each) for name, each in steps.items()},
-            "builds": {name: asdict(each) for name, each in builds.items()},
-            "epochs": {label: [asdict(each) for each in rounds] for label, rounds in found.items()},
-            "extxyz": [asdict(each) for each in files],
-            "targets": [str(target) for target in targets],
-        }
+        figures: dict[str, object] = {"workload": workload, "versions": versions, "targets": [str(each) for each in targets]}
+        figures |= {"steps": in_json(steps), "builds": in_json(builds), "extxyz": [asdict(each) for each in files]}
+        figures["epochs"] = {label: [asdict(each) for each in rounds] for label, rounds in found.items()}
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def in_json(found: dict[str, Measured]) -> dict[str, object]:
+    """Figures by name."""
+    return {name: asdict(each) for name, each in found.items()}
 
 
 def write_workload(folder: Path, options: argparse.Namespace) -> dict[str, int]:

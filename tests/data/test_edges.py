@@ -5,7 +5,7 @@ The edges of a batch are compared with those of a plain loop over all images of 
 
 import resource
 from dataclasses import dataclass, fields
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +245,10 @@ def test_a_released_table_takes_no_memory_and_its_batches_stay_right(tmp_path: P
     size = edges.vectors.nbytes
     assert held > size, "all edges were read"
     assert resident() - before < size / 4
-    batch, alone = table.batch(chosen[:2]), table_of(once, torch.float32, edges_of(once, cutoff=4.0)).batch(torch.tensor([0, 0]))
+    batch, alone = (
+        table.batch(chosen[:2]),
+        table_of(once, torch.float32, edges_of(once, cutoff=4.0)).batch(torch.tensor([0, 0])),
+    )
     assert all(torch.equal(tensors(batch)[name], tensors(alone)[name]) for name in ("edge_index", "edge_vectors", "forces"))
     assert first == sum(float(table.batch(part).graph.edge_vectors.sum()) for part in torch.arange(800).split(50))
 
@@ -331,7 +334,7 @@ def test_training_that_is_interrupted_sees_the_same_members(members: list[int], 
         return [batch.indices.tolist() for batch in stretch]
 
     whole = seen(0, stops[-1])
-    assert [batch for first, last in zip(stops, stops[1:], strict=False) for batch in seen(first, last)] == whole
+    assert [batch for first, last in pairwise(stops) for batch in seen(first, last)] == whole
     steps = order.steps_per_epoch
     for epoch in range(len(whole) // steps):
         of_epoch = [place for batch in whole[epoch * steps : (epoch + 1) * steps] for place in batch]

@@ -9,9 +9,9 @@ from ase import Atoms
 from ase.data import atomic_numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_structures import cluster, labelled, structures_of
 from pydantic import ValidationError
 
-from made_structures import cluster, labelled, structures_of
 from modelforge.data.filter import FilterSection, counts_by_reason, element_table, filtered, largest_forces
 from modelforge.data.sources.read_report import Removal
 from modelforge.data.structures import COLUMNS, Structures

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_pieces_make_up_the_whole_and_respect_their_bound(structures: Structures
     assert all(constants(structures) <= constants(piece) for piece in pieces)
     assert all(np.shares_memory(piece.positions, structures.positions) for piece in pieces)
     assert_same(concatenate(pieces), structures)
-    following = zip(pieces, pieces[1:], strict=False)
+    following = pairwise(pieces)
     assert all(len(piece.atomic_numbers) + after.num_atoms[0] > max_atoms for piece, after in following), "none is too small"
 
 
@@ -114,7 +115,7 @@ def test_taken_pieces_make_up_the_choice_in_copies(structures: Structures, max_a
     chosen = np.array(data.draw(st.lists(st.integers(0, len(structures) - 1), min_size=1, max_size=12)), dtype=np.int64)
     pieces = list(structures.taken(chosen, max_atoms))
     assert_same(concatenate(pieces), structures.take(chosen))
-    assert all(0 < len(piece) for piece in pieces)
+    assert all(len(piece) > 0 for piece in pieces)
     assert all(len(piece.atomic_numbers) < max_atoms + piece.num_atoms[0] for piece in pieces)
     assert not any(np.shares_memory(piece.positions, structures.positions) for piece in pieces)
 

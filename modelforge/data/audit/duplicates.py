@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.spatial import cKDTree  # type: ignore[import-untyped]  # scipy carries no annotations
+from scipy.spatial import cKDTree
 
 from modelforge.data.audit.fingerprints import Hashes, compositions, exact_fingerprints
 from modelforge.data.audit.sampling import evenly_spaced, portions

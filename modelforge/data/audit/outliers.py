@@ -19,6 +19,7 @@ LARGE_FORCE = 50.0  # eV/angstrom; the largest are 22 in water and 10 in molecul
 LARGE_AGAINST_TYPICAL = 50.0  # times the median over structures of the RMS force; thermal ensembles have 3 to 8
 FAR_ENERGY = 1.0  # eV per atom from the others
 FAR_SCORE = 20.0  # robust standard deviations; the most in eleven sets is 6, where a thousand crystals reach 3 eV per atom
+MIN_PER_ELEMENT = 3  # structures for each constant
 MAX_FITTED = 20_000  # structures to which the constants of the elements are fitted
 
 
@@ -88,9 +89,9 @@ def force_findings(structures: Structures, figures: ForceFigures | None) -> tupl
 def far_energies(structures: Structures, chosen: Integers | None = None) -> tuple[FarEnergy, ...]:
     """The structures whose energy per atom, without a constant per element, is farthest from the others."""
     fitted = _labelled(sample(structures, chosen, at_most=MAX_FITTED, max_atoms=1_000_000))
-    if len(fitted) < 2:
-        return ()
     elements = fitted.elements
+    if len(fitted) < MIN_PER_ELEMENT * max(1, len(elements)):
+        return ()  # the constants would fit most of them exactly
     constants = _robust_constants(fitted, elements)
     residuals = _residuals(fitted, constants)
     middle = float(np.median(residuals))

@@ -9,7 +9,7 @@ Legend: M structures of one composition and periodicity, A atoms of each, K dist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # scipy carries no annotations
+from scipy.optimize import linear_sum_assignment
 
 from modelforge.atoms.neighbors import find_edges
 from modelforge.data.structures import Floats, Integers, Structures

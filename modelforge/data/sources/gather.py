@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from modelforge.data.sources.file_source import LABEL_OF_OPTION, PER_ATOM_OPTIONS
+from modelforge.data.sources.file_source import LABEL_OF_OPTION, PER_ATOM_OPTIONS, FileSource
 from modelforge.data.sources.part import Part
 from modelforge.data.sources.read_report import LabelOrigin, Reading, ReadReport, Removal
 from modelforge.data.sources.source import SourceFiles
@@ -85,7 +85,7 @@ class Gatherer:
     def report(self) -> ReadReport:
         """What was found, once all parts have come through."""
         origins = tuple(
-            self._origin(option, key, counts)
+            self._origin(option, key, counts, f"sources.{some.prefix}." if some.prefix else "")
             for some, counts in zip(self.files, self._counts, strict=True)
             for option, key in some.reader.label_keys().items()
             if option not in ("subset_key", "weight_key")
@@ -94,14 +94,15 @@ class Gatherer:
         for counts in self._counts:
             keys.update(counts.keys)
             columns.update(counts.columns)
-        homes = self.files[0].reader.homes
-        return ReadReport(self.names, self.num_structures, origins, dict(keys), dict(columns), homes, tuple(self.removals))
+        homes = {some.reader.homes for some in self.files}
+        home = homes.pop() if len(homes) == 1 else FileSource.homes
+        return ReadReport(self.names, self.num_structures, origins, dict(keys), dict(columns), home, tuple(self.removals))
 
-    def _origin(self, option: str, key: str, counts: SourceCounts) -> LabelOrigin:
+    def _origin(self, option: str, key: str, counts: SourceCounts, table: str) -> LabelOrigin:
         per_atom, label = option in PER_ATOM_OPTIONS, LABEL_OF_OPTION.get(option, "")
         carriers = (counts.columns if per_atom else counts.keys)[key]
         incomplete = carriers - counts.complete[label] if label else 0
-        return LabelOrigin(option, label, key, per_atom, counts.units.get(label, ""), carriers, incomplete)
+        return LabelOrigin(table + option, label, key, per_atom, counts.units.get(label, ""), carriers, incomplete)
 
 
 def read(files: Sequence[SourceFiles]) -> Reading:

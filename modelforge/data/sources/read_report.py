@@ -44,6 +44,8 @@ class ReadReport:
     columns: Mapping[str, int]
     homes: tuple[str, str] = ("header keys", "per-atom columns")
     """How the format calls what it holds for a structure, and for each atom."""
+    length_unit: str = ""
+    """The unit that positions were converted from."""
     removals: tuple[Removal, ...] = ()
     """Structures that the reader had to leave out."""
 

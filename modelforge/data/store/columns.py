@@ -10,14 +10,14 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
 from modelforge.data.structures import Array, is_constant
 
 INDEX = "columns.json"
-LITTLE = "<"
+LITTLE: Literal["<"] = "<"
 
 
 class ColumnWriter:

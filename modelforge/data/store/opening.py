@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelforge import __version__
-from modelforge.data.store.columns import INDEX, Columns, DamagedColumns
-from modelforge.data.store.content_hash import content_hash
-from modelforge.data.store.file_digests import file_digest
-from modelforge.data.store.prepared_once import Say, prepared_once
 from modelforge.data.sources.gather import read
 from modelforge.data.sources.read_report import Reading, ReadReport
 from modelforge.data.sources.source import SourceFiles
 from modelforge.data.sources.stored import Stored
+from modelforge.data.store.columns import INDEX, Columns, DamagedColumns
+from modelforge.data.store.content_hash import content_hash
+from modelforge.data.store.file_digests import file_digest
+from modelforge.data.store.prepared_once import Say, prepared_once
 from modelforge.data.store.store import VERSION, Store, open_store, write_files
 from modelforge.data.structures import Structures
 from modelforge.errors import UserError

@@ -110,9 +110,7 @@ def _unwritable(made: Path, error: OSError, key: str) -> UserError:
             "changed. Make room, or name a folder on another disk"
         )
     if error.errno in NO_PERMISSION:
-        return UserError(
-            f"{key}: must be a folder that can be written to (got {folder}: {error.strerror}); name another"
-        )
+        return UserError(f"{key}: must be a folder that can be written to (got {folder}: {error.strerror}); name another")
     return UserError(f"{key}: {folder}: {error.strerror or error}; name another folder")
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from modelforge.data.store.columns import INDEX, Columns, ColumnWriter, DamagedColumns
-from modelforge.data.store.content_hash import ContentHash
 from modelforge.data.sources.gather import Gatherer
 from modelforge.data.sources.read_report import Reading, ReadReport, report_from_json
 from modelforge.data.sources.source import SourceFiles
+from modelforge.data.store.columns import INDEX, Columns, ColumnWriter, DamagedColumns
+from modelforge.data.store.content_hash import ContentHash
 from modelforge.data.structures import COLUMNS, Array, Structures, is_constant
 from modelforge.errors import UserError
 

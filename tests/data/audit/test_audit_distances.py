@@ -118,9 +118,9 @@ def test_a_hundred_thousand_molecules_take_seconds():
         cell=np.zeros((num, 3, 3)),
         periodic=np.zeros((num, 3), dtype=bool),
     )
-    begin = time.perf_counter()
+    begin = time.process_time()
     found = shortest_distances(structures)
-    assert time.perf_counter() - begin < 2.5
+    assert time.process_time() - begin < 2.5
     few = structures.take(np.arange(50))
     for index in range(50):
         atoms = few.positions[index * num_atoms : (index + 1) * num_atoms]

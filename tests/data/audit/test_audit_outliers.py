@@ -86,3 +86,8 @@ def test_an_element_that_no_fit_has_seen_says_nothing(ethanolamine: Structures, 
     elements[ethanolamine.offsets[1]] = 17  # not among the ten evenly spaced structures
     odd = replace(ethanolamine, atomic_numbers=elements)
     assert 1 not in [energy.structure for energy in far_energies(odd)]
+
+
+def test_a_fit_with_as_many_constants_as_energies_accuses_nobody(read_shared):
+    crystals = read_shared("periodic/alexandria-random-1k.xyz").slice(0, 80)
+    assert far_energies(crystals) == ()

@@ -74,6 +74,6 @@ def test_mixed_right_data_stop_nothing(ethanolamine: Structures, acac: Structure
 
 def test_five_hundred_molecules_take_less_than_half_a_second(acac: Structures):
     audit(acac)
-    begin = time.perf_counter()
+    begin = time.process_time()
     audit(acac)
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 0.5

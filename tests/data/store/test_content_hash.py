@@ -2,6 +2,7 @@
 
 import tracemalloc
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def hash_of(pieces: list[Structures]) -> str:
 def test_the_hash_does_not_depend_on_the_pieces(order: list[int], cuts: list[int]):
     whole = structures_of([ALL_ATOMS[place] for place in order])
     bounds = [0, *sorted(cuts), len(whole)]
-    pieces = [whole.slice(first, last) for first, last in zip(bounds, bounds[1:], strict=False)]
+    pieces = [whole.slice(first, last) for first, last in pairwise(bounds)]
     assert hash_of(pieces) == content_hash(whole)
     assert hash_of([replace(piece, **without_missing(piece)) for piece in pieces]) == content_hash(whole)
 

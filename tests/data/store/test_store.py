@@ -109,9 +109,7 @@ def test_the_store_holds_the_bits_of_its_source(tmp_path: Path, case: str, text_
 
 @PROPERTY
 @given(st.sampled_from(list(SOURCES)), st.lists(st.integers(1, 3000), min_size=2, max_size=2))
-def test_any_cutting_gives_the_same_bytes_and_hash(
-    tmp_path_factory: pytest.TempPathFactory, case: str, text_sizes: list[int]
-):
+def test_any_cutting_gives_the_same_bytes_and_hash(tmp_path_factory: pytest.TempPathFactory, case: str, text_sizes: list[int]):
     folder = tmp_path_factory.mktemp("cuttings")
     write_extxyz(folder / "x.xyz", SOURCES[case])
     for size in set(text_sizes):

@@ -1,0 +1,1 @@
+"""`modelforge data inspect`: what a chemist wants to know of files before an experiment is written."""
