@@ -48,4 +48,4 @@ def _toml_lines(out: Path, keys: list[str], *, is_weighted: bool) -> Iterator[st
     yield f"path = {toml_value(str(out))}"
     if is_text:
         yield from (f'{key}_key = "{key}"' for key in keys if key not in ("energy", "forces"))
-        yield from [f'weight_key = "{WEIGHT}"'] * is_weighted
+        yield from ['weight_key = "config_weight"'] * is_weighted

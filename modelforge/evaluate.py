@@ -16,11 +16,17 @@ from ase.data import chemical_symbols
 from modelforge.atoms.graph import Batch, Prediction, tensors_of
 from modelforge.atoms.self_energies import element_counts, is_determined
 from modelforge.data.batches import structure_table, sum_of_constants
+from modelforge.data.detection import load_data
 from modelforge.data.order import EvaluationBatches
 from modelforge.data.sources.extxyz_writer import write_extxyz
+from modelforge.data.sources.file_source import FileSource
 from modelforge.data.sources.gather import read
+from modelforge.data.sources.mixed import Mixed
 from modelforge.data.sources.paths import expand_paths
 from modelforge.data.sources.read_report import Reading
+from modelforge.data.sources.source import DataSource, SourceFiles
+from modelforge.data.sources.stored import Stored
+from modelforge.data.store.store import is_store
 from modelforge.data.structures import Floats, Structures
 from modelforge.errors import UserError
 from modelforge.files import write_text
@@ -84,8 +90,8 @@ def evaluate_files(model: Path, data: Sequence[str], *, out: Path | None = None,
     Without `out` they go to `evaluation/<name of the first file>` beside the potential; only these two files are replaced.
     """
     trained = load_potential(model, device=_device(device))
-    paths = expand_paths(data, Path(), key="--data")
-    reading = read([trained.dataset.files(paths)])
+    files = _files(trained.dataset, data)
+    paths, reading = files.paths, read([files])
     evaluation = evaluate(trained, reading.structures, device=device)
     folder = out or (model if model.is_dir() else model.parent) / "evaluation" / paths[0].stem
     results = {
@@ -93,13 +99,35 @@ def evaluate_files(model: Path, data: Sequence[str], *, out: Path | None = None,
         "weights": trained.weights,
         "model": str(model),
         "files": [str(path) for path in paths],
-        "notes": [*evaluation.notes, *_absent_labels(reading)],
+        "notes": [*evaluation.notes, *_absent_labels(reading), *_how_read(trained.dataset, files)],
         "folder": str(folder),
     }
     _make(folder)
     write_predictions(folder / "predictions.extxyz", reading.structures, evaluation)
     write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
+
+
+def _files(dataset: DataSource, data: Sequence[str]) -> SourceFiles:
+    """Files with the keys and units of the training data; stores, and files for a potential of a store, explain themselves."""
+    stores = [Path(path) for path in data]
+    if all(map(is_store, stores)):
+        return Stored(name="store", path=tuple(data)).files(stores)
+    if isinstance(dataset, FileSource):
+        return dataset.files(dataset.expand(data, key="--data"))
+    paths = expand_paths(data, Path(), key="--data")
+    return (load_data([*map(str, paths)]).section.dataset if isinstance(dataset, Stored) else dataset).files(paths)
+
+
+def _how_read(dataset: DataSource, files: SourceFiles) -> list[str]:
+    """Whose keys and units the files were read with, where that is not obvious."""
+    if isinstance(files.reader, Stored):
+        return []
+    if isinstance(dataset, Mixed):
+        return [f"the files were read with the keys and units of dataset.sources.{next(iter(dataset.sources))}"]
+    if isinstance(dataset, Stored):
+        return ["the files were read with the usual keys and units of their format, as a store has none"]
+    return []
 
 
 def metrics_of(sums: ErrorSums, subset_names: tuple[str, ...]) -> Metrics:

@@ -14,6 +14,7 @@ from modelforge.atoms.unit_names import factor_of
 from modelforge.atoms.units import (
     ENERGY_IN_EV,
     FORCE_IN_EV_PER_ANGSTROM,
+    LENGTH_IN_ANGSTROM,
     STRESS_IN_EV_PER_CUBIC_ANGSTROM,
 )
 from modelforge.data.audit.audit import Audit, audit
@@ -28,7 +29,7 @@ from modelforge.errors import UserError
 from modelforge.files import write_text
 
 AnyUnit = TypeVar("AnyUnit", bound=str)
-VERSION = 1  # of the audit: results of another version are not used
+VERSION = 2  # of the audit: results of another version are not used
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def declared_units(report: ReadReport) -> DeclaredUnits:
     units = {origin.label: origin.unit.partition(" (")[0] for origin in report.origins}
     return DeclaredUnits(
         energy=_named(units.get("energy", ""), "energy", ENERGY_IN_EV) or "eV",
+        length=_named(report.length_unit.partition(" (")[0], "length", LENGTH_IN_ANGSTROM) or "angstrom",
         forces=_named(units.get("forces", ""), "forces", FORCE_IN_EV_PER_ANGSTROM),
         stress=_named(units.get("stress", ""), "stress", STRESS_IN_EV_PER_CUBIC_ANGSTROM),
     )

@@ -15,7 +15,8 @@ def require_labels(report: ReadReport, weights: Mapping[str, float]) -> None:
     for label, weight in weights.items():
         origins = report.origins_of(label)
         if not origins:
-            problems.append(f"dataset.{OPTIONS[label]}: missing, but training.loss.{label}_weight is {weight:g}")
+            expected = f"training.loss.{label}_weight is {weight:g}; name the key, or set the weight to 0"
+            problems.append(f"dataset.{OPTIONS[label]}: missing, but {expected}")
         elif not any(origin.num_carriers or origin.num_incomplete for origin in origins):
             remedy = f"; name the right key, or set training.loss.{label}_weight = 0"
             problems.append(f"dataset.{origins[0].option}: {report.absence(origins[0])}{remedy}")
@@ -37,12 +38,19 @@ def require_training_labels(
 
 
 def missing_label_notes(report: ReadReport) -> tuple[str, ...]:
-    """How many structures have a key with NaN for its value."""
-    return tuple(
+    """How many structures have a key with NaN for its value, and which of several sources lacks a label of the others."""
+    incomplete = (
         f"{origin.num_incomplete} structures have NaN for {origin.key!r}: taken as missing"
         for origin in report.origins
         if origin.num_incomplete
     )
+    absent = (
+        f"dataset.{origin.option}: {report.absence(origin)}"
+        for label in OPTIONS
+        for origin in report.origins_of(label)
+        if not origin.num_carriers and any(other.num_carriers for other in report.origins_of(label))
+    )
+    return (*incomplete, *absent)
 
 
 def _any(structures: Structures, training: Integers, label: str) -> bool:

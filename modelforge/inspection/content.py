@@ -125,7 +125,7 @@ def _cells(heading: str, cells: Sequence[str]) -> Rows:
 def _labels(found: Inspection) -> Iterator[Block]:
     rows = (
         (
-            label.label,
+            label.label + {"gradient_key": " (minus gradient)", "virial_key": " (of virial)"}.get(label.option, ""),
             label.key,
             label.home,
             str(label.num_structures),

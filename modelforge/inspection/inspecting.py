@@ -36,7 +36,8 @@ def inspect_files(paths: Sequence[str], settings: Sequence[str] = (), *, say: Sa
     found = with_fitting_units(request, with_guessed_keys(request, look(request)))
     if not found.look.is_whole:
         whole = look(request, {**found.look.provisional, **found.look.guessed}, whole=True)
-        told = replace(whole, notes=found.look.notes, guessed=found.look.guessed, provisional=found.look.provisional)
+        guesses = {"guessed": found.look.guessed, "provisional": found.look.provisional, "fitted": found.look.fitted}
+        told = replace(whole, notes=found.look.notes, **guesses)
         found = AuditedLook(told, audited(whole), found.before)
     return _inspection(found)
 
@@ -124,7 +125,7 @@ def _other_keys(look: Look) -> tuple[OtherKey, ...]:
         option = looks_like(key, per_atom=per_atom)
         toml = f"{option} = {toml_value(key)}" if option else ""
         found.append(OtherKey(key, report.homes[per_atom], count, toml))
-    return tuple(found)
+    return tuple(sorted(found, key=lambda other: not other.toml))
 
 
 def _undecided(found: Look) -> tuple[str, ...]:
@@ -138,7 +139,8 @@ def _undecided(found: Look) -> tuple[str, ...]:
             keys = " or ".join(map(repr, fitting))
             sentences.append(f"{label} is not read: {keys} may be it; choose with --set {next(iter(fitting.values()))}=...")
         elif label in ("energy", "forces"):
-            sentences.append(f"{label} is in no structure, and no key looks like it")
+            what = "an energy" if label == "energy" else label
+            sentences.append(f"no structure has {what}, and no key looks like it")
     return tuple(sentences)
 
 

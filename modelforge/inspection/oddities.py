@@ -20,8 +20,10 @@ from modelforge.data.structures import Floats, Structures
 from modelforge.inspection.inspection import Oddity
 from modelforge.inspection.measuring import MOST_EXAMPLES, force_in_words, largest_in_structures, largest_places
 
-MAX_PAIRS_OF_ATOMS = 3_000_000  # bounds the search of near duplicates to a few seconds
+MAX_PAIRS_OF_ATOMS = 1_500_000  # in crystals: bounds the search of near duplicates to a few seconds
+COST_IN_MOLECULES = 0.1  # of a pair, against one in a crystal
 MAX_SEARCHED = 200_000
+SAME_ENERGY = 1e-4  # eV
 
 
 def oddities(structures: Structures, figures: Figures) -> tuple[Oddity, ...]:
@@ -59,26 +61,33 @@ def _duplicates(structures: Structures) -> Iterator[Oddity]:
     _, first, which = np.unique(prints, return_index=True, return_inverse=True)
     partner = first[which]
     again = np.flatnonzero(partner != np.arange(len(prints)))
-    yield _listed("exact duplicates", again, lambda s: f"{structures.place(s)} is {structures.place(int(partner[s]))}")
+    yield _listed("exact duplicates", again, lambda s: _equal_in_words(structures, int(partner[s]), s))
     searched = _affordable(structures)
     found = duplicates_within(Selection(structures, searched))
     partners = dict(zip(found.near.tolist(), found.partner.tolist(), strict=True))
     near = np.setdiff1d(found.near, again)
     remark = "up to rotation, shift, mirror image and numbering"
-    if found.num_searched < len(structures):
-        remark += f"; looked for among {found.num_searched} structures"
+    if len(searched) < len(structures):
+        remark += f"; looked for among {len(searched):,} structures"
     yield _listed("near duplicates", near, lambda s: f"{structures.place(s)} is nearly {structures.place(partners[s])}", remark)
+
+
+def _equal_in_words(structures: Structures, first: int, second: int) -> str:
+    apart = float(structures.energy[second] - structures.energy[first])
+    other = f", with an energy {apart:+.4g} eV from it" if abs(apart) > SAME_ENERGY else ""
+    return f"{structures.place(second)} is {structures.place(first)}{other}"
 
 
 def _affordable(structures: Structures) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Evenly spaced structures whose near duplicates are found in seconds."""
-    pairs = float(np.mean(np.square(structures.num_atoms, dtype=np.float64)))
+    cost = np.where(np.asarray(structures.periodic).any(axis=1), 1.0, COST_IN_MOLECULES)
+    pairs = float(np.mean(cost * np.square(structures.num_atoms, dtype=np.float64)))
     return evenly_spaced(len(structures), at_most=max(2, min(MAX_SEARCHED, int(MAX_PAIRS_OF_ATOMS / pairs))))
 
 
 def _far_energies(structures: Structures) -> Oddity:
     far, deviation = _deviations(structures)
-    ranked = [place for place in largest_places(np.where(far, np.abs(deviation), np.nan))]
+    ranked = largest_places(np.where(far, np.abs(deviation), np.nan))
     examples = tuple(f"{structures.place(place)}: {deviation[place]:+.3g} eV per atom" for place in ranked)
     return Oddity("energies far from what the composition says", int(far.sum()), examples, "")
 

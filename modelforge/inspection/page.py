@@ -12,11 +12,14 @@ from modelforge.inspection.plots import require_matplotlib, svg_of
 MARK = '<meta name="generator" content="modelforge data inspect">'
 MARKED_WITHIN = 1000  # characters from the beginning
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 58rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff }
+body { max-width: 58rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #ccc }
 p { margin: .2rem 0; overflow-wrap: anywhere } p.inner { margin-left: 1.5rem; color: #555 }
-table { border-collapse: collapse; margin: .5rem 0 } td, th { padding: .1rem .8rem .1rem 0; text-align: left; vertical-align: top }
-td { overflow-wrap: anywhere } th { font-weight: 600; border-bottom: 1px solid #ccc } .number { text-align: right }
+table { border-collapse: collapse; margin: .5rem 0 }
+td, th { padding: .1rem .8rem .1rem 0; text-align: left; vertical-align: top }
+td { overflow-wrap: anywhere } th { font-weight: 600; border-bottom: 1px solid #ccc }
+td.number, th.number { text-align: right }
 pre { background: #f4f4f4; padding: .8rem; overflow-x: auto } svg { max-width: 100%; height: auto }
 """
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from itertools import pairwise
 
 from modelforge.errors import UserError
 from modelforge.inspection.histogram import Histogram
@@ -28,7 +29,7 @@ def svg_of(histogram: Histogram, *, prefix: str) -> str:
         axes = figure.add_subplot()
         edges = list(histogram.edges)
         is_single = edges[0] == edges[-1]
-        widths = [0.1] if is_single else [high - low for low, high in zip(edges[:-1], edges[1:], strict=True)]
+        widths = [0.1] if is_single else [high - low for low, high in pairwise(edges)]
         axes.bar(edges[:-1], histogram.counts, widths, align="center" if is_single else "edge", color=COLOUR, edgecolor="white")
         axes.set_xscale("log" if histogram.is_logarithmic and not is_single else "linear")
         axes.set_xlabel(f"{histogram.quantity} ({histogram.unit})")

@@ -64,6 +64,7 @@ class Look:
     guessed: Mapping[str, str]  # keys of [dataset] that nobody gave
     provisional: Mapping[str, str]  # units that files should state
     notes: tuple[str, ...] = ()
+    fitted: frozenset[str] = frozenset()  # of the guessed keys, those that the numbers suggest
 
     @property
     def used_keys(self) -> frozenset[str]:

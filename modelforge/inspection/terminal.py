@@ -1,6 +1,7 @@
 """An inspection on the terminal: tables and bars that fit any width, with or without colour."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
@@ -36,7 +37,7 @@ class Bars:
 def bin_labels(histogram: Histogram) -> tuple[list[str], list[int]]:
     """Labels and counts of the bins, with one for what is below and above them if something is."""
     numbers = _edge_labels(histogram.edges)
-    labels = [f"{low} to {high}" for low, high in zip(numbers[:-1], numbers[1:], strict=True)]
+    labels = [f"{low} to {high}" for low, high in pairwise(numbers)]
     if histogram.edges[0] == histogram.edges[-1]:
         labels = [numbers[0]]
     counts = list(histogram.counts)

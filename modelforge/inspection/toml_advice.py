@@ -46,8 +46,9 @@ def _options(found: Look) -> Iterator[str]:
 def _remark(found: Look, key: str) -> str:
     if key in found.provisional:
         return "  # provisional: no file states it"
-    is_key = key.endswith("_key") and key not in ("gradient_key", "virial_key")
-    return f"  # guessed by {'its name' if is_key else 'what fits'}" if key in found.guessed else ""
+    if key in found.fitted:
+        return "  # guessed: it fits the numbers"
+    return "  # guessed by its name" if key in found.guessed else ""
 
 
 def _candidate_lines(found: Look) -> Iterator[str]:

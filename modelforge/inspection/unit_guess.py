@@ -45,7 +45,8 @@ def with_fitting_units(request: Request, first: Look) -> AuditedLook:
     if trial is not None:
         after = audited(trial)
         if _num_unit_findings(after, notes=must) < _num_unit_findings(before, notes=must):
-            told = replace(trial, notes=(*first.notes, _guess_in_words(repairs, after.figures)))
+            notes = (*first.notes, _guess_in_words(repairs, after.figures))
+            told = replace(trial, notes=notes, fitted=frozenset(repairs))
             return AuditedLook(told, after, before)
     if must:
         units = " and ".join(first.provisional.values())

@@ -107,3 +107,8 @@ LARGEST_EXCESS = 8
 def num_bytes(shape: Shape, item: int) -> int:
     """Bytes of an array, without the overflow that huge shapes in damaged files would cause."""
     return math.prod(shape) * item
+
+
+def printable(text: str) -> str:
+    """A text from a file without the control characters that damaged files hold."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -18,12 +18,20 @@ from modelforge.errors import UserError
 from modelforge.section import PathText, SectionError
 
 Key = Annotated[str, Field(min_length=1)]
+AnySet = TypeVar("AnySet")
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # also a file name in the run folder
 
 
 def one_or_several(paths: object) -> object:
     """A single path stands for a list of one."""
     return (paths,) if isinstance(paths, str) else paths
+
+
+def refuse_taken_names(sets: dict[str, AnySet]) -> dict[str, AnySet]:
+    """Named test sets, none of which is called like a set of the split."""
+    if taken := [name for name in ("train", "validation") if name in sets]:
+        raise SectionError(*((name, "is the name of a set of dataset.split; choose another") for name in taken))
+    return sets
 
 
 Paths = Annotated[tuple[PathText, ...], BeforeValidator(one_or_several), Field(min_length=1)]
@@ -91,9 +99,7 @@ class FileSource(DataSource):
     @classmethod
     def names_are_free(cls, paths: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         """The sets that the split makes have these names in all that a run leaves."""
-        if taken := [name for name in ("train", "validation") if name in paths]:
-            raise SectionError(*((name, "is the name of a set of dataset.split; choose another") for name in taken))
-        return paths
+        return refuse_taken_names(paths)
 
     @model_validator(mode="after")
     def one_key_a_label(self) -> "FileSource":
@@ -104,6 +110,9 @@ class FileSource(DataSource):
             for first, second, label in (("forces_key", "gradient_key", "forces"), ("stress_key", "virial_key", "stress"))
             if {first, second} <= given and getattr(self, first) and getattr(self, second)
         ]
+        if self.virial_key:
+            remedy = "has no effect with virial_key, whose unit is that of the energy and whose sign is fixed; remove it"
+            problems += [(option, remedy) for option in ("stress_unit", "stress_convention") if option in given]
         if problems:
             raise SectionError(*problems)
         return self

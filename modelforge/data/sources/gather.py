@@ -96,7 +96,16 @@ class Gatherer:
             columns.update(counts.columns)
         homes = {some.reader.homes for some in self.files}
         home = homes.pop() if len(homes) == 1 else FileSource.homes
-        return ReadReport(self.names, self.num_structures, origins, dict(keys), dict(columns), home, tuple(self.removals))
+        return ReadReport(
+            self.names,
+            self.num_structures,
+            origins,
+            dict(keys),
+            dict(columns),
+            homes=home,
+            length_unit=self._counts[0].units.get("length", ""),
+            removals=tuple(self.removals),
+        )
 
     def _origin(self, option: str, key: str, counts: SourceCounts, table: str) -> LabelOrigin:
         per_atom, label = option in PER_ATOM_OPTIONS, LABEL_OF_OPTION.get(option, "")

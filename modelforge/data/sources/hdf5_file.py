@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from modelforge.data.sources.block_shapes import Shape, num_bytes
+from modelforge.data.sources.block_shapes import Shape, num_bytes, printable
 from modelforge.data.structures import Array
 from modelforge.errors import UserError
 
@@ -163,8 +163,8 @@ def open_group(file: h5py.File, name: bytes, path: Path) -> Hdf5Group | None:
 
 
 def shown(name: bytes) -> str:
-    """A name as messages show it."""
-    return name.decode("utf-8", "backslashreplace")
+    """A name as messages show it, in one line."""
+    return printable(name.decode("utf-8", "backslashreplace"))
 
 
 class faults_at:

@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 
-from modelforge.data.sources.block_shapes import Shape, num_bytes
+from modelforge.data.sources.block_shapes import Shape, num_bytes, printable
 from modelforge.data.structures import Array
 from modelforge.errors import UserError
 
@@ -172,8 +172,8 @@ def read_header(stream: IO[bytes], name: str, place: str, file_size: int) -> Npz
 
 
 def shown(value: object) -> str:
-    """A text as messages show it; trailing zero bytes are padding."""
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    """A text as messages show it, in one line."""
+    return printable(value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value))
 
 
 @contextmanager
@@ -194,7 +194,7 @@ def _headers(archive: zipfile.ZipFile, path: Path) -> dict[str, NpzArray]:
     arrays = {}
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
-        place = f"{path}: {name}"
+        place = f"{path}: {printable(name)}"
         if name in arrays:
             raise UserError(f"{place}: must be in the file once (got two arrays of this name)")
         if member.filename.endswith(".npy"):

@@ -1,15 +1,16 @@
 """Registered data sets, which `modelforge data fetch` downloads."""
 
+import shlex
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from modelforge.data.fetching.fetch import path_of
 from modelforge.data.fetching.registry import find
-from modelforge.data.sources.file_source import FileSource, Key, SetName
+from modelforge.data.sources.file_source import FileSource, Key, SetName, refuse_taken_names
 from modelforge.data.sources.hdf5 import HDF5
 from modelforge.data.sources.npz import Npz
 from modelforge.data.sources.source import DataSource, SourceFiles
@@ -33,6 +34,12 @@ class Registered(DataSource):
     """Another energy than the usual one of this data set."""
     test_molecules: dict[SetName, Key] = {}
     """For rmd17 and md22: molecules to test on, as named sets."""
+
+    @field_validator("test_molecules")
+    @classmethod
+    def names_are_free(cls, molecules: dict[str, str]) -> dict[str, str]:
+        """The sets that the split makes have these names in all that a run leaves."""
+        return refuse_taken_names(molecules)
 
     @model_validator(mode="after")
     def version_and_molecule_exist(self) -> "Registered":
@@ -87,9 +94,10 @@ class Registered(DataSource):
         folder = Path(self.folder) if self.folder else None
         path = path_of(self.name, version=self.version, molecule=molecule, folder=folder)
         if path is None:
-            words = [self.name, *(["--version", self.version] if self.version else []), *(["--molecule", molecule] if molecule else [])]
+            options = {"--version": self.version, "--molecule": molecule, "--folder": self.folder}
+            words = [word for option, value in options.items() if value for word in (option, value)]
             raise UserError(
-                f"{key}.name: the data set {self.name!r} is not on this machine yet; get it with: modelforge data fetch "
-                f"{' '.join(words)}"
+                f"{key}.name: the data set {self.name!r} is not on this machine yet; get it with: "
+                f"{shlex.join(['modelforge', 'data', 'fetch', self.name, *words])}"
             )
         return path

@@ -1,13 +1,15 @@
 """Structures of a store, which `modelforge data convert` writes."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+import numpy as np
+from pydantic import BeforeValidator, Field, field_validator
 
 from modelforge.data.store.columns import INDEX
-from modelforge.data.sources.file_source import SetName, one_or_several
+from modelforge.data.sources.file_source import SetName, one_or_several, refuse_taken_names
 from modelforge.data.sources.part import Part
 from modelforge.data.sources.source import DataSource, SourceFiles
 from modelforge.data.store.store import is_store, open_store
@@ -16,6 +18,17 @@ from modelforge.errors import UserError
 from modelforge.section import PathText
 
 Folders = Annotated[tuple[PathText, ...], BeforeValidator(one_or_several), Field(min_length=1)]
+UNITS = {
+    "energy": "eV",
+    "forces": "eV/angstrom",
+    "stress": "eV/angstrom^3",
+    "total_charge": "e",
+    "spin_multiplicity": "1",
+    "dipole": "e*angstrom",
+    "quadrupole": "e*angstrom^2",
+    "partial_charges": "e",
+}
+"""What the labels of a store are measured in."""
 
 
 class Stored(DataSource):
@@ -28,6 +41,12 @@ class Stored(DataSource):
     """One or several folders, relative to the experiment file."""
     test_paths: dict[SetName, Folders] = {}
     """Named test sets: each name with one or several folders."""
+
+    @field_validator("test_paths")
+    @classmethod
+    def names_are_free(cls, paths: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """The sets that the split makes have these names in all that a run leaves."""
+        return refuse_taken_names(paths)
 
     def training_files(self, key: str = "dataset") -> tuple[SourceFiles, ...]:
         """The stores of `path`."""
@@ -46,12 +65,15 @@ class Stored(DataSource):
 
     def read_file(self, path: Path) -> Iterator[Part]:
         """The structures of a store, piece by piece, without copying."""
+        num = 0
         for piece in open_store(path).reading.structures.pieces():
             present = {label: int(piece.has(label).sum()) for label in LABELS}
             of_atoms = {label: count for label, count in present.items() if COLUMNS[label].per_atom and count}
             of_structures = {label: count for label, count in present.items() if not COLUMNS[label].per_atom and count}
-            groups = [str(group) for group in piece.group.tolist()]
-            yield Part(piece, keys=of_structures, columns=of_atoms, units=dict.fromkeys(present, "store's"), groups=groups)
+            groups = [f"{path}:{group}" for group in piece.group.tolist()]  # numbers mean something within a store only
+            numbered = replace(piece, index_in_file=np.arange(num, num + len(piece)))
+            yield Part(numbered, keys=of_structures, columns=of_atoms, units=UNITS, groups=groups)
+            num += len(piece)
 
     def bytes_of(self, path: Path) -> Sequence[Path]:
         """The index and the columns."""

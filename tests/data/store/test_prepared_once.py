@@ -195,6 +195,17 @@ def test_a_folder_is_made_once(tmp_path: Path):
 WAITING = "another process prepares the same data; waiting for it"
 
 
+def test_a_folder_appears_at_once_by_renaming(tmp_path: Path):
+    made: list[int] = []
+
+    def make(folder: Path) -> None:
+        one_value(folder)
+        assert not (tmp_path / "x").exists()
+        made.append(folder.stat().st_ino)
+
+    assert [prepared_once(tmp_path / "x", make, what="", say=silent).stat().st_ino] == made
+
+
 def test_a_killed_preparation_leaves_nothing_that_the_next_one_would_take_for_complete(data: Path, start: Start):
     killed = start("open_slowly", folder=str(data), name="first")
     assert killed.has_said("reading")
