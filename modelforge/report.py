@@ -32,14 +32,13 @@ COLUMNS = (
 def data_summary(data: PreparedData) -> list[str]:
     """Structures, elements, labels with coverage and origin, sets, self-energies, notes."""
     structures = data.structures
-    sizes = {"train": len(data.split.train)} | {name: len(members) for name, (_, members) in data.evaluated_sets().items()}
     lines = [
         f"data: {len(structures)} structures, {_range(structures.num_atoms)} atoms, "
         f"elements {' '.join(chemical_symbols[z] for z in data.elements)}"
         + (f", {int(structures.periodic.any(axis=1).sum())} periodic" if structures.periodic.any() else ""),
         *(f"  {line}" for line in _coverage(data)),
         *_removals(data),
-        "sets: " + ", ".join(f"{name} {size}" for name, size in sizes.items() if size),
+        "sets: " + ", ".join(_set_in_words(name, counts) for name, counts in label_counts(data).items()),
         "audit:",
         *(f"  {line}" for line in data.audit.data.lines()),
         "self-energies (eV): "
@@ -87,19 +86,31 @@ def error_table(results: Mapping[str, Any]) -> Table:
 
 def data_report(data: PreparedData) -> dict[str, Any]:
     """What was read, used, left out and audited, for results.json."""
-    sets = {"train": (data.structures, data.split.train), **data.evaluated_sets()}
     return {
         "content_hash": data.opened.content_hash,
         "structures_read": _num_read(data),
         "removed": counts_by_reason(data.removals),
         "unused": _num_unused(data),
-        "labels": {
-            name: {label: int(structures.has(label)[members].sum()) for label in LABELS if structures.has(label).any()}
-            | {"structures": len(members)}
-            for name, (structures, members) in sets.items()
-        },
+        "labels": label_counts(data),
         "audit": data.audit.to_json(),
     }
+
+
+def label_counts(data: PreparedData) -> dict[str, dict[str, int]]:
+    """For each set the number of structures, and of those that carry each label which any structure was read with."""
+    sets = {"train": (data.structures, data.split.train), **data.evaluated_sets()}
+    asked = [label for label in LABELS if data.report.origins_of(label)]
+    return {
+        name: {"structures": len(members)} | {label: int(structures.has(label)[members].sum()) for label in asked}
+        for name, (structures, members) in sets.items()
+    }
+
+
+def _set_in_words(name: str, counts: dict[str, int]) -> str:
+    """Name and size of a set, and the labels that some of its structures lack."""
+    size = counts["structures"]
+    missing = [f"{label} of {count}" for label, count in counts.items() if count < size]
+    return f"{name} {size}" + (f" ({', '.join(missing)})" if missing else "")
 
 
 def _num_read(data: PreparedData) -> int:

@@ -36,8 +36,7 @@ def inspect_files(paths: Sequence[str], settings: Sequence[str] = (), *, say: Sa
     found = with_fitting_units(request, with_guessed_keys(request, look(request)))
     if not found.look.is_whole:
         whole = look(request, {**found.look.provisional, **found.look.guessed}, whole=True)
-        guesses = {"guessed": found.look.guessed, "provisional": found.look.provisional, "fitted": found.look.fitted}
-        told = replace(whole, notes=found.look.notes, **guesses)
+        told = replace(found.look, source=whole.source, opened=whole.opened, is_whole=True)
         found = AuditedLook(told, audited(whole), found.before)
     return _inspection(found)
 

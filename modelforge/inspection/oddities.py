@@ -22,7 +22,7 @@ from modelforge.inspection.measuring import MOST_EXAMPLES, force_in_words, large
 
 MAX_PAIRS_OF_ATOMS = 1_500_000  # in crystals: bounds the search of near duplicates to a few seconds
 COST_IN_MOLECULES = 0.1  # of a pair, against one in a crystal
-MAX_SEARCHED = 200_000
+MAX_SEARCHED = 100_000
 SAME_ENERGY = 1e-4  # eV
 
 
@@ -67,8 +67,9 @@ def _duplicates(structures: Structures) -> Iterator[Oddity]:
     partners = dict(zip(found.near.tolist(), found.partner.tolist(), strict=True))
     near = np.setdiff1d(found.near, again)
     remark = "up to rotation, shift, mirror image and numbering"
-    if len(searched) < len(structures):
-        remark += f"; looked for among {len(searched):,} structures"
+    lone = int(((structures.num_atoms == 1) & ~np.asarray(structures.periodic).any(axis=1)).sum())  # they have no shape
+    if found.num_searched < len(structures) - lone:
+        remark += f"; found with a sample of {found.num_searched:,} structures"
     yield _listed("near duplicates", near, lambda s: f"{structures.place(s)} is nearly {structures.place(partners[s])}", remark)
 
 

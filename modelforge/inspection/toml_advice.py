@@ -66,11 +66,22 @@ def _tables(source: DataSource, structures: Structures, audit: Audit) -> Iterato
     values = {name: dict(given[name]) for name in TABLES if given.get(name)}
     if any(finding.key == "dataset.filter.max_force" for finding in audit.findings):
         values.setdefault("filter", {}).setdefault("max_force", _rounded_up(force_limit(audit.figures)))
-    if "split" not in values and _groups_can_be_split(structures):
-        values["split"] = {"strategy": "group"}
+    if "split" not in values:
+        values |= {"split": found} if (found := _split(structures)) else {}
     for name, entries in values.items():
         known = {key: value for key, value in entries.items() if value is not None}
         yield from ("", f"[dataset.{name}]", *(f"{key} = {toml_value(value)}" for key, value in known.items()))
+
+
+def _split(structures: Structures) -> dict[str, object]:
+    """The keys of a split that these structures allow, none where the default does."""
+    if _groups_can_be_split(structures):
+        return {"strategy": "group"}
+    try:
+        split(SplitSection(), structures, np.arange(len(structures)))
+    except UserError:  # too few for a tenth of them
+        return {"counts": [len(structures) - 1, 1, 0]} if len(structures) > 1 else {}
+    return {}
 
 
 def _groups_can_be_split(structures: Structures) -> bool:

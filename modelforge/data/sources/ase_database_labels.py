@@ -109,9 +109,8 @@ def read_stresses(rows: Sequence[Row], key: str | None) -> Floats:
 
 def as_matrix(components: Floats) -> Floats:
     """9 numbers, or 6 in the order xx yy zz yz xz xy, (..., 3, 3)."""
-    if components.shape[-1] == 6:
-        return components[..., VOIGT]
-    return components.reshape(*components.shape[:-1], 3, 3)
+    nine = components[..., np.ravel(VOIGT)] if components.shape[-1] == 6 else components  # (..., 9)
+    return nine.reshape(*nine.shape[:-1], 3, 3)
 
 
 def symmetric(stress: Floats, place: Callable[[int], str]) -> Floats:
