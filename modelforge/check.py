@@ -1,4 +1,7 @@
-"""`check`: everything about an experiment that can be known without training, in seconds; writes nothing but the cache of large data."""
+"""`check`: everything about an experiment that can be known without training, in seconds.
+
+It writes nothing but the cache of large data.
+"""
 
 import shlex
 import statistics

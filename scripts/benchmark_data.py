@@ -297,11 +297,10 @@ def xyz_targets(files: Sequence[XyzFile]) -> list[Target]:
         Target(f"{what}, files with differences", sum(bool(each.differences) for each in files), 0, "files"),
         Target(f"{what}, all files together", whole, 10, unit, at_least=True),
     ]
-    for fewest in (1, 100):
-        worst = min((each for each in files if each.structures >= fewest), key=lambda each: each.ratio, default=None)
-        if worst:
-            place = f"{what}, worst file of {fewest} structures or more ({worst.file})"
-            targets.append(Target(place, worst.ratio, 10, unit, at_least=True))
+    for which, some in (("", files), (" of 100 structures or more", [each for each in files if each.structures >= 100])):
+        if some:
+            worst = min(some, key=lambda each: each.ratio)
+            targets.append(Target(f"{what}, worst file{which} ({worst.file})", worst.ratio, 10, unit, at_least=True))
     return targets
 
 

@@ -5,21 +5,22 @@ Legend: S structures, N atoms, E edges of the set; b marks those of a batch.
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from modelforge.atoms.graph import AtomicGraph, Batch, Labels
-from modelforge.data.store.columns import Columns
 from modelforge.data.edges import EdgeTable, edges_of
+from modelforge.data.rows import Rows, RowsInMemory, Spans, rows_of
+from modelforge.data.store.columns import Columns
 from modelforge.data.structures import Array, Floats, Structures
 
 
 @dataclass(frozen=True, eq=False)
 class StructureTable:
-    """Structures with edges and labels, from which batches are gathered. Its arrays may be mapped files.
+    """Structures with edges and labels, from which batches are gathered; what is large may stay in files.
 
     What is small is in the training precision; forces and edges are cast as they are gathered.
     """
@@ -33,13 +34,12 @@ class StructureTable:
     stress: Tensor  # (S, 3, 3)
     subset: Tensor  # (S,)
     weight: Tensor  # (S,) of each structure in the loss
-    atomic_numbers: Tensor  # (N,) uint8
-    forces: Tensor  # (N, 3) float64
-    edges_of_atom: Tensor  # (N,) how many edges each atom receives
-    sender_shift: Tensor  # (E,) sender minus receiver
-    reverse_shift: Tensor  # (E,) place of the reverse edge minus the place of the edge
-    vectors: Tensor  # (E, 3)
-    mapped: tuple[Columns, ...] = ()
+    atomic_numbers: Rows  # (N,) uint8
+    forces: Rows  # (N, 3) float64
+    edges_of_atom: Rows  # (N,) how many edges each atom receives
+    sender_shift: Rows  # (E,) sender minus receiver
+    reverse_shift: Rows  # (E,) place of the reverse edge minus the place of the edge
+    vectors: Rows  # (E, 3)
 
     def __len__(self) -> int:
         return self.num_atoms.shape[0]
@@ -47,34 +47,23 @@ class StructureTable:
     def batch(self, chosen: Tensor) -> Batch:
         """The chosen structures (S_b,) as a batch, in the order of the choice."""
         dtype = self.energy.dtype
-        num_atoms, num_edges = self.num_atoms[chosen], self.num_edges[chosen]
-        first_atom = num_atoms.cumsum(0) - num_atoms  # (S_b,)
-        structure_index, atoms = _ragged(self.first_atom[chosen] - first_atom, num_atoms)  # (N_b,)
-        _, edges = _ragged(self.first_edge[chosen] - num_edges.cumsum(0) + num_edges, num_edges)  # (E_b,)
-        edges_of_atom = self.edges_of_atom[atoms].long()
-        receivers = torch.repeat_interleave(edges_of_atom, output_size=edges.shape[0])  # (E_b,)
+        atoms = Spans(self.first_atom[chosen], self.num_atoms[chosen])
+        edges = Spans(self.first_edge[chosen], self.num_edges[chosen])
+        edges_of_atom = self.edges_of_atom.gather(atoms).long()
+        vectors = self.vectors.gather(edges).to(dtype)
+        receivers = torch.repeat_interleave(edges_of_atom, output_size=vectors.shape[0])  # (E_b,)
         graph = AtomicGraph(
-            atomic_numbers=self.atomic_numbers[atoms].long(),
-            edge_index=torch.stack([receivers, receivers + self.sender_shift[edges]]),
-            edge_vectors=self.vectors[edges].to(dtype),
-            reverse_edge=torch.arange(edges.shape[0], device=edges.device) + self.reverse_shift[edges],
+            atomic_numbers=self.atomic_numbers.gather(atoms).long(),
+            edge_index=torch.stack([receivers, receivers + self.sender_shift.gather(edges)]),
+            edge_vectors=vectors,
+            reverse_edge=torch.arange(vectors.shape[0], device=vectors.device) + self.reverse_shift.gather(edges),
             first_edge=edges_of_atom.cumsum(0) - edges_of_atom,
-            structure_index=structure_index,
-            first_atom=first_atom,
+            structure_index=atoms.owner,
+            first_atom=atoms.count.cumsum(0) - atoms.count,
             volume=self.volume[chosen],
         )
-        labels = Labels(self.energy[chosen], self.forces[atoms].to(dtype), self.stress[chosen])
+        labels = Labels(self.energy[chosen], self.forces.gather(atoms).to(dtype), self.stress[chosen])
         return Batch(graph, labels, chosen, self.subset[chosen], self.weight[chosen])
-
-    def to(self, device: torch.device) -> "StructureTable":
-        """The same table on another device, from which it gathers there."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "mapped"}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()}, mapped=())
-
-    def release(self) -> None:
-        """Take mapped pages out of this process's memory."""
-        for columns in self.mapped:
-            columns.release()
 
 
 def structure_table(
@@ -104,13 +93,12 @@ def structure_table(
         stress=_tensor(structures.stress).to(dtype),
         subset=_tensor(structures.subset),
         weight=torch.from_numpy(_weights(structures, subset_weights or {})).to(dtype),
-        atomic_numbers=_tensor(structures.atomic_numbers),
-        forces=_tensor(structures.forces),
-        edges_of_atom=_tensor(edges.edges_of_atom),
-        sender_shift=_tensor(edges.sender_shift),
-        reverse_shift=_tensor(edges.reverse_shift),
-        vectors=_tensor(edges.vectors),
-        mapped=tuple(columns for columns in (mapped, edges.columns) if columns is not None),
+        atomic_numbers=RowsInMemory(_tensor(structures.atomic_numbers)),
+        forces=rows_of("forces", structures.forces, _tensor(structures.forces), mapped),
+        edges_of_atom=RowsInMemory(_tensor(edges.edges_of_atom)),
+        sender_shift=rows_of("sender_shift", edges.sender_shift, _tensor(edges.sender_shift), edges.columns),
+        reverse_shift=rows_of("reverse_shift", edges.reverse_shift, _tensor(edges.reverse_shift), edges.columns),
+        vectors=rows_of("vectors", edges.vectors, _tensor(edges.vectors), edges.columns),
     )
 
 
@@ -137,9 +125,3 @@ def _tensor(array: Array) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
-
-
-def _ragged(shift: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """For counts (S_b,) the owner of each element, and its place in the set: place in the batch plus the owner's shift."""
-    owner = torch.repeat_interleave(counts)
-    return owner, torch.arange(owner.shape[0], device=counts.device) + shift[owner]

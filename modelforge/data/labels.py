@@ -15,7 +15,7 @@ def require_labels(report: ReadReport, weights: Mapping[str, float]) -> None:
     for label, weight in weights.items():
         origins = report.origins_of(label)
         if not origins:
-            expected = f"training.loss.{label}_weight is {weight:g}; name the key, or set the weight to 0"
+            expected = f"training.loss.{label}_weight is {weight:g}; name the key if there is one, or set the weight to 0"
             problems.append(f"dataset.{OPTIONS[label]}: missing, but {expected}")
         elif not any(origin.num_carriers or origin.num_incomplete for origin in origins):
             remedy = f"; name the right key, or set training.loss.{label}_weight = 0"

@@ -3,7 +3,7 @@
 S structures.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,8 +13,6 @@ from torch import Tensor
 
 from modelforge.atoms.graph import Batch
 from modelforge.data.batches import StructureTable
-
-RELEASED_AFTER = 4096  # structures gathered: more mapped pages than that many touch need not be held
 
 
 class Order(Protocol):
@@ -70,7 +68,7 @@ class TrainingBatches:
         return self.last_step - self.first_step
 
     def __iter__(self) -> Iterator[Batch]:
-        return gathered(self.table, self._choices())
+        return (self.table.batch(chosen.to(self.table.num_atoms.device)) for chosen in self._choices())
 
     def _choices(self) -> Iterator[Tensor]:
         step = self.first_step
@@ -94,15 +92,4 @@ class EvaluationBatches:
         return len(self.chosen)
 
     def __iter__(self) -> Iterator[Batch]:
-        return gathered(self.table, self.chosen)
-
-
-def gathered(table: StructureTable, choices: Iterator[Tensor] | Sequence[Tensor]) -> Iterator[Batch]:
-    """The batches of a table; pages of mapped files that were read are given back now and then."""
-    touched, device = 0, table.num_atoms.device
-    for chosen in choices:
-        yield table.batch(chosen.to(device))
-        touched += len(chosen)
-        if touched >= RELEASED_AFTER:
-            table.release()
-            touched = 0
+        return (self.table.batch(chosen.to(self.table.num_atoms.device)) for chosen in self.chosen)

@@ -16,14 +16,14 @@ from modelforge.data.audited import AuditedSets, audit_opened
 from modelforge.data.batches import sum_of_constants
 from modelforge.data.filter import element_table, filtered, refuse_unknown_subsets
 from modelforge.data.labels import missing_label_notes, require_labels, require_training_labels
-from modelforge.data.store.opening import OpenedData, cache_folder, open_files
-from modelforge.data.store.prepared_once import Say, silent
 from modelforge.data.reference import Reference, energies_of_isolated_atoms, isolated_atoms, reference_of
 from modelforge.data.sources.gather import read
 from modelforge.data.sources.paths import expand_paths
 from modelforge.data.sources.read_report import ReadReport, Removal
 from modelforge.data.sources.source import DataSource
 from modelforge.data.split import Split, load_split, save_split, split
+from modelforge.data.store.opening import OpenedData, cache_folder, open_files
+from modelforge.data.store.prepared_once import Say, silent
 from modelforge.data.structures import Integers, Structures
 from modelforge.errors import UserError
 

@@ -135,8 +135,8 @@ def _labels(found: Inspection) -> Iterator[Block]:
         for label in found.labels
     )
     yield _table(("label", "key", "among the", "# structures", "# NaN", "unit"), rows)
-    if found.how_read:
-        yield Lines(found.how_read)
+    stated = "" if "stated" in found.length_unit else ", which no file states"
+    yield _lines(f"positions and cells were in {found.length_unit}{stated}" if found.length_unit else "", *found.how_read)
 
 
 def _other_keys(found: Inspection) -> Block:

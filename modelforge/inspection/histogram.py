@@ -11,7 +11,7 @@ import numpy as np
 
 from modelforge.data.structures import Floats, Integers
 
-NUM_BINS = 12
+MOST_BINS = 15
 TAIL = 0.005  # of the values may be far outside on either side
 FAR = 1.0  # ranges of all others
 SMALLEST, LARGEST = -9, 9  # decades of sizes
@@ -35,7 +35,7 @@ class Histogram:
 
 
 def histogram(values: Floats, *, quantity: str, unit: str, counted: str) -> Histogram:
-    """Counts of finite values, at least one, in about a dozen steps of round numbers."""
+    """Counts of finite values, at least one, in at most about fifteen steps of a round size."""
     edges = _round_edges(*_range(values))
     counts = np.histogram(values, bins=edges)[0] if edges[-1] > edges[0] else np.array([int((values == edges[0]).sum())])
     below, above = int((values < edges[0]).sum()), int((values > edges[-1]).sum())
@@ -77,7 +77,7 @@ def _round_edges(low: float, high: float) -> Floats:
     """Edges at round numbers around a range."""
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
         return np.array([low, low if high == low else high])
-    exact = (high - low) / NUM_BINS
+    exact = (high - low) / MOST_BINS
     decade = 10.0 ** floor(log10(exact))
     step = next(factor * decade for factor in (1.0, 2.0, 5.0, 10.0) if factor * decade >= 0.999 * exact)
     first = floor(low / step)

@@ -55,6 +55,7 @@ def _inspection(found: AuditedLook) -> Inspection:
         atoms=range_of(np.asarray(structures.num_atoms, dtype=np.float64)),
         elements=element_counts(structures),
         periodicity=periodicity(structures),
+        length_unit=report.length_unit,
         labels=tuple(_label(origin, found.look, structures) for origin in report.origins if origin.label),
         other_keys=_other_keys(found.look),
         how_read=(*found.look.notes, *_undecided(found.look)),
@@ -122,7 +123,7 @@ def _other_keys(look: Look) -> tuple[OtherKey, ...]:
     report, found = look.opened.report, []
     for key, (count, per_atom) in unread(report, look.used_keys).items():
         option = looks_like(key, per_atom=per_atom)
-        toml = f"{option} = {toml_value(key)}" if option else ""
+        toml = f"{option} = {toml_value(key)}" if option in look.key_options else ""
         found.append(OtherKey(key, report.homes[per_atom], count, toml))
     return tuple(sorted(found, key=lambda other: not other.toml))
 
@@ -130,9 +131,8 @@ def _other_keys(look: Look) -> tuple[OtherKey, ...]:
 def _undecided(found: Look) -> tuple[str, ...]:
     """Labels that are nowhere, with the keys that may be them."""
     report = found.opened.report
-    options = [option for option in type(found.source).model_fields if option.endswith("_key")]
     sentences = []
-    for label in missing_labels(report, options):
+    for label in missing_labels(report, found.key_options):
         fitting = candidates(report, label, found.used_keys)
         if fitting:
             keys = " or ".join(map(repr, fitting))

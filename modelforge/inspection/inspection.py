@@ -157,6 +157,7 @@ class Inspection:
     atoms: Range  # of a structure
     elements: tuple[ElementCount, ...]
     periodicity: Periodicity
+    length_unit: str
     labels: tuple[LabelCount, ...]
     other_keys: tuple[OtherKey, ...]
     how_read: tuple[str, ...]  # what was guessed, in sentences

@@ -67,9 +67,15 @@ class Look:
     fitted: frozenset[str] = frozenset()  # of the guessed keys, those that the numbers suggest
 
     @property
+    def key_options(self) -> tuple[str, ...]:
+        """The keys of [dataset] that name keys of the files; a store has none."""
+        return tuple(option for option in type(self.source).model_fields if option.endswith("_key"))
+
+    @property
     def used_keys(self) -> frozenset[str]:
         """The keys of the files that something is read from."""
         named = {key for some in self.source.training_files() for key in some.reader.label_keys().values()}
+        named |= {origin.key for origin in self.opened.report.origins if origin.num_carriers}
         stating = {getattr(self.source, option) for option in UNIT_KEYS if hasattr(self.source, option)}
         return frozenset(named | stating | (STATING_UNITS if isinstance(self.source, ExtendedXYZ) else set()))
 
@@ -151,7 +157,7 @@ class FirstPart:
 def _only_candidates(first: Look, given: frozenset[str]) -> dict[str, str]:
     """For each option that nobody gave and whose label is nowhere, the only key that looks like it."""
     report, structures = first.opened.report, first.opened.structures
-    options = [option for option in type(first.source).model_fields if option.endswith("_key")]
+    options = first.key_options
     wanted = missing_labels(report, options)
     if structures.subset_names == ("",):
         wanted.append("subset")

@@ -14,7 +14,7 @@ from modelforge.data.audited import audit_opened
 from modelforge.data.sources.read_report import ReadReport
 from modelforge.data.store.opening import cache_folder
 from modelforge.errors import UserError
-from modelforge.inspection.reading import Look, Request, look
+from modelforge.inspection.reading import PROVISIONAL, Look, Request, look
 
 SETTING = re.compile(r'dataset\.(energy_unit|length_unit|forces_unit|stress_unit) = "([^"]+)"')
 OTHER_KEY = {"dataset.forces_key": ("forces_key", "gradient_key"), "dataset.virial_key": ("stress_key", "virial_key")}
@@ -49,7 +49,7 @@ def with_fitting_units(request: Request, first: Look) -> AuditedLook:
             told = replace(trial, notes=notes, fitted=frozenset(repairs))
             return AuditedLook(told, after, before)
     if must:
-        units = " and ".join(first.provisional.values())
+        units = " and ".join(unit for key, unit in PROVISIONAL.items() if key in first.provisional)
         note = f"{units} are provisional: no file states the unit{_evidence(before.figures)}; set what is right"
         return AuditedLook(replace(first, notes=(*first.notes, note)), before)
     return AuditedLook(first, before)

@@ -1,10 +1,14 @@
 """Inspection of the reference files: what is found, what is guessed, and TOML that reads them as they were read."""
 
+import shutil
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from modelforge.convert import convert
+from modelforge.data.detection import load_data
 from modelforge.data.prepare import prepare
 from modelforge.experiment import load
 from modelforge.inspection.content import content
@@ -18,7 +22,6 @@ FILES = (
     "formats/SPICE-1.1.4_n2.hdf5",
     "formats/ani2x_minimal.hdf5",
     "formats/carbon_reduced_100.xyz",
-    "formats/deepmd_npy",
     "formats/ethanol_reduced_100.xyz",
     "formats/qm9_dataset_v1.1_ntc_10.hdf5",
     "formats/qm9_reduced_100.xyz",
@@ -42,8 +45,38 @@ def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_advised_toml_reads_the_same_structures_and_prepares_them(shared_data: Path, tmp_path: Path, name: str) -> None:
-    found = inspected(str(shared_data / name))
-    (tmp_path / "x.toml").write_text(POTENTIAL + "\n".join(found.toml) + "\n")
+    prepares(inspected(str(shared_data / name)), tmp_path)
+
+
+def test_the_advised_toml_reads_a_system_of_deepmd(shared_data: Path, tmp_path: Path) -> None:
+    """Eight frames of it: crystals of 192 atoms take their time."""
+    system = tmp_path / "system"
+    shutil.copytree(shared_data / "formats/deepmd_npy", system, copy_function=shutil.copyfile)
+    for array in system.glob("set.*/*.npy"):
+        np.save(array, np.load(array)[:8])
+    found = inspect_files([str(system)])
+    assert (found.format, found.num_structures) == ("deepmd", 8)
+    assert found.labels[0].unit.startswith("eV (float32 in the file")
+    prepares(found, tmp_path)
+
+
+def test_the_advised_toml_reads_a_store(shared_data: Path, tmp_path: Path) -> None:
+    source = load_data([str(shared_data / "formats/carbon_reduced_100.xyz")], ["forces_key=force"]).section.dataset
+    assert list(convert(source, tmp_path / "store"))
+    found = inspect_files([str(tmp_path / "store")])
+    assert (found.format, found.num_structures, found.how_read) == ("store", 100, ())
+    assert not {"energy", "force"}.intersection(key.key for key in found.other_keys)
+    assert not any(key.toml for key in found.other_keys)
+    prepares(found, tmp_path)
+
+
+def prepares(found: Inspection, tmp_path: Path) -> None:
+    """The advised TOML reads what was inspected, with all its labels, and passes all checks of the data."""
+    toml = "\n".join(found.toml) + "\n"
+    if any(finding.severity == "stop" for finding in found.audit.findings):
+        assert '# audit = "report"' in toml
+        toml = toml.replace('# audit = "report"', 'audit = "report"')
+    (tmp_path / "x.toml").write_text(POTENTIAL + toml)
     experiment = load(tmp_path / "x.toml").experiment
     data = prepare(experiment.dataset, weights=weights_of(experiment.training.loss))
     assert len(data.structures) == found.num_structures

@@ -100,8 +100,8 @@ def rows_of_parts(max_atoms: int, num_atoms: int, *, chunk_rows: int = 1) -> int
     return rows // chunk_rows * chunk_rows
 
 
-LARGEST_EXCESS = 8
-"""How many times larger than asked a part may become for the sake of chunks."""
+LARGEST_EXCESS = 2
+"""How many times larger than asked a part may become for the sake of chunks; beyond that the cache has to do."""
 
 
 def num_bytes(shape: Shape, item: int) -> int:

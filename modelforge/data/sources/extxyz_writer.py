@@ -126,7 +126,7 @@ def header_texts(piece: Structures, of_structures: list[Extra]) -> list[str]:
         if subset := piece.subset_names[piece.subset[structure]]:
             words.append(f"config_type={quoted(subset)}")
         if piece.weight[structure] != 1.0:
-            words.append(f"config_weight={piece.weight[structure]!r}")
+            words.append(f"config_weight={float(piece.weight[structure])!r}")
         for extra in of_structures:
             if np.isfinite(extra.values[structure]).all():
                 words.append(f"{extra.name}={quoted(number_text(extra.values[structure]))}")

@@ -86,9 +86,9 @@ class Registered(DataSource):
         if self.energy_key:
             options["energy_key"] = self.energy_key
         if data_set.source_format == "hdf5":
-            return HDF5(name="hdf5", path=("",), layout="modelforge", **options)
+            return HDF5(name="hdf5", path=(self.name,), layout="modelforge", **options)
         keys = {"atomic_numbers_key": data_set.atomic_numbers_key, "positions_key": data_set.positions_key}
-        return Npz(name="npz", path=("",), **keys, **options)
+        return Npz(name="npz", path=(self.name,), **keys, **options)
 
     def _path(self, molecule: str | None, key: str) -> Path:
         folder = Path(self.folder) if self.folder else None

@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, field_validator
 
-from modelforge.data.store.columns import INDEX
 from modelforge.data.sources.file_source import SetName, one_or_several, refuse_taken_names
 from modelforge.data.sources.part import Part
 from modelforge.data.sources.source import DataSource, SourceFiles
+from modelforge.data.store.columns import INDEX
 from modelforge.data.store.store import is_store, open_store
 from modelforge.data.structures import COLUMNS, LABELS
 from modelforge.errors import UserError

@@ -115,6 +115,12 @@ class Columns:
                 raise
             raise DamagedColumns(f"{folder}: {error}") from error
 
+    def path_of(self, name: str, column: Array) -> Path | None:
+        """The file of a column, if these are its rows; None for others and for constants, which have none."""
+        own = self.arrays.get(name)
+        is_own = own is not None and own.shape == column.shape and np.shares_memory(own, column)
+        return self.folder / f"{name}.bin" if is_own and not is_constant(column) else None
+
     def release(self) -> None:
         """Take the pages that were read out of this process's memory; they stay in the system's cache."""
         for some in self._maps:

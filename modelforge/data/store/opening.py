@@ -86,12 +86,17 @@ def store_key(files: Sequence[SourceFiles], cache: Path) -> str:
         [
             some.prefix,
             some.reader.options(),
-            [[file_digest(p, digests) for p in some.reader.bytes_of(path)] for path in some.paths],
+            [_digests(path, some.reader.bytes_of(path), digests) for path in some.paths],
         ]
         for some in files
     ]
     text = json.dumps([VERSION, __version__, told], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _digests(path: Path, files: Sequence[Path], cache: Path) -> list[list[str]]:
+    """Digests of the files of a path: their names within a folder mean something, that of a file itself does not."""
+    return [["" if file == path else str(file.relative_to(path)), file_digest(file, cache)] for file in files]
 
 
 def _opened(store: Store) -> OpenedData:
