@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from modelforge.configuration.writing import toml_value
-from modelforge.data.sources.extxyz_writer import has_groups, write_extxyz
+from modelforge.data.sources.extxyz.writer import has_groups, write_extxyz
 from modelforge.data.sources.source import DataSource
 from modelforge.data.store.opening import cache_folder, open_files
 from modelforge.data.store.prepared_once import make_folder, silent

@@ -18,7 +18,7 @@ from modelforge.atoms.self_energies import element_counts, is_determined
 from modelforge.data.batches import structure_table, sum_of_constants
 from modelforge.data.detection import load_data
 from modelforge.data.order import EvaluationBatches
-from modelforge.data.sources.extxyz_writer import write_extxyz
+from modelforge.data.sources.extxyz.writer import write_extxyz
 from modelforge.data.sources.file_source import FileSource
 from modelforge.data.sources.gather import read
 from modelforge.data.sources.mixed import Mixed

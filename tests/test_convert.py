@@ -25,7 +25,11 @@ FORMATS: dict[str, list[str]] = {
     "deepmd_npy": [],
     "ethanol_reduced_100.xyz": ["energy_unit=kcal/mol"],
     "qm7x_reduced_100.xyz": [],
-    "qm9_dataset_v1.1_ntc_10.hdf5": ["energy_key=internal_energy_at_0K", "dipole_key=dipole_moment_per_system", "partial_charges_key=partial_charges"],
+    "qm9_dataset_v1.1_ntc_10.hdf5": [
+        "energy_key=internal_energy_at_0K",
+        "dipole_key=dipole_moment_per_system",
+        "partial_charges_key=partial_charges",
+    ],
     "qm9_reduced_100.xyz": QM,
     "schnetpack_data.db": [],
     "small_aspirin_with_charge_spin.xyz": ["total_charge_key=charge", "spin_multiplicity_key=spin"],
@@ -82,7 +86,9 @@ def partition(groups: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_comes_back_from_text_and_from_a_store_to_the_last_bit(shared_data: Path, tmp_path: Path, name: str) -> None:
+def test_every_format_comes_back_from_text_and_from_a_store_to_the_last_bit(
+    shared_data: Path, tmp_path: Path, name: str
+) -> None:
     source = source_of(shared_data / "formats" / name, FORMATS[name])
     expected = structures_of(source)
     present = tuple(label for label in LABELS if expected.has(label).any())
@@ -196,7 +202,9 @@ def test_a_broken_second_file_leaves_nothing(shared_data: Path, tmp_path: Path) 
     assert sorted(os.listdir(tmp_path)) == ["a.hdf5", "b.hdf5"]
 
 
-def test_a_disk_that_is_full_leaves_no_half_of_a_store(whole: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_leaves_no_half_of_a_store(
+    whole: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 

@@ -38,9 +38,7 @@ def table_of(by_element: Mapping[int, float]) -> Floats:
     return table
 
 
-def element_counts(
-    num_atoms: NDArray[np.int64], atomic_numbers: NDArray[np.integer[Any]], elements: Sequence[int]
-) -> Floats:
+def element_counts(num_atoms: NDArray[np.int64], atomic_numbers: NDArray[np.integer[Any]], elements: Sequence[int]) -> Floats:
     """How many atoms of each element the structures have, (S, Z)."""
     column = np.zeros(NUM_ATOMIC_NUMBERS, dtype=np.int64)
     column[list(elements)] = np.arange(len(elements))

@@ -17,7 +17,7 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from modelforge.data.sources.ase_database import AseDatabase, read_parts
-from modelforge.data.sources.ase_database_values import parse_data
+from modelforge.data.sources.ase_database.values import parse_data
 from modelforge.data.sources.gather import read
 from modelforge.data.sources.read_report import Reading
 from modelforge.data.structures import Structures, concatenate

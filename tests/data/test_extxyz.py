@@ -11,7 +11,7 @@ from ase.io.extxyz import key_val_str_to_dict
 from pydantic import ValidationError
 
 from modelforge.data.sources.extxyz import ExtendedXYZ, read_extxyz, read_parts
-from modelforge.data.sources.extxyz_header import numbers, split_header, truths, unquoted
+from modelforge.data.sources.extxyz.header import numbers, split_header, truths, unquoted
 from modelforge.data.sources.gather import read
 from modelforge.data.sources.paths import expand_paths
 from modelforge.data.sources.read_report import Reading

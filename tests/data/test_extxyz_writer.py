@@ -7,9 +7,9 @@ import ase.io
 import numpy as np
 import pytest
 
-from modelforge.data.sources import extxyz_writer
 from modelforge.data.sources.extxyz import ExtendedXYZ, read_extxyz
-from modelforge.data.sources.extxyz_writer import write_extxyz
+from modelforge.data.sources.extxyz import writer as extxyz_writer
+from modelforge.data.sources.extxyz.writer import write_extxyz
 from modelforge.data.sources.gather import read
 from modelforge.data.structures import Structures
 

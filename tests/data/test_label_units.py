@@ -12,7 +12,14 @@ from modelforge.data.structures import Structures
 from modelforge.errors import UserError
 
 # CODATA 2018
-HARTREE, BOHR, KCAL, KJ, DEBYE, GPA = 27.211386245988, 0.529177210903, 0.0433641042418, 0.0103642696563, 0.208194332709, 0.00624150907446
+HARTREE, BOHR, KCAL, KJ, DEBYE, GPA = (
+    27.211386245988,
+    0.529177210903,
+    0.0433641042418,
+    0.0103642696563,
+    0.208194332709,
+    0.00624150907446,
+)
 RELATIVE = 1e-9
 LENGTHS = "2 0 0 0 3 0 0 0 4"  # of the cell: its volume is 24
 STRESS = "1 0.5 0 0.5 2 0 0 0 3"
@@ -82,7 +89,9 @@ def test_forces_are_minus_the_gradient() -> None:
 # Stress and virial
 
 
-@pytest.mark.parametrize(("unit", "factor"), [("GPa", GPA), ("kbar", GPA / 10), ("bar", GPA / 10_000), ("meV/angstrom^3", 1e-3)])
+@pytest.mark.parametrize(
+    ("unit", "factor"), [("GPa", GPA), ("kbar", GPA / 10), ("bar", GPA / 10_000), ("meV/angstrom^3", 1e-3)]
+)
 def test_the_stress_is_converted(unit: str, factor: float) -> None:
     found = structures_of(frame(f'stress="{STRESS}"'), stress_key="stress", stress_unit=unit)
     np.testing.assert_allclose(found.stress[0], factor * HALVED, rtol=RELATIVE)
@@ -112,9 +121,7 @@ def test_the_stress_is_minus_the_virial_over_the_volume() -> None:
 
 def test_a_virial_without_a_cell_is_an_error() -> None:
     text = frame(f'virial="{STRESS}"').replace(f'Lattice="{LENGTHS}" ', "")
-    assert message_of(frame() + text, virial_key="virial") == (
-        "x.xyz: structure 1: has a virial, but no cell; remove one"
-    )
+    assert message_of(frame() + text, virial_key="virial") == ("x.xyz: structure 1: has a virial, but no cell; remove one")
 
 
 def test_what_says_nothing_of_a_virial_is_refused_beside_it() -> None:

@@ -92,7 +92,9 @@ def test_subsets_bear_the_name_of_their_source(loaded: Load) -> None:
 
 
 def test_a_source_counts_as_much_as_its_subset_weight_says(loaded: Load) -> None:
-    data = prepare(loaded(("[dataset.split]", "subset_weights = { theirs = 0.5 }\n[dataset.split]")).experiment.dataset, weights={})
+    data = prepare(
+        loaded(("[dataset.split]", "subset_weights = { theirs = 0.5 }\n[dataset.split]")).experiment.dataset, weights={}
+    )
     assert data.subset_weights == {"theirs": 0.5}
 
 
@@ -132,7 +134,9 @@ def test_sources_of_different_formats_mix(loaded: Load) -> None:
     for name, array in {"coord": np.arange(18.0).reshape(2, 9), "energy": np.array([-5.0, -6.0])}.items():
         np.save(system / f"{name}.npy", array)
     Path("system/nopbc").touch()
-    found = reading(loaded(("[dataset.sources.ours]", '[dataset.sources.deep]\nname = "deepmd"\npath = "system"\n[dataset.sources.ours]')))
+    found = reading(
+        loaded(("[dataset.sources.ours]", '[dataset.sources.deep]\nname = "deepmd"\npath = "system"\n[dataset.sources.ours]'))
+    )
     assert found.structures.energy[:2].tolist() == [-5.0, -6.0]
     assert names_of(found.structures)[:3] == ["deep", "deep", "ours/hot"]
     assert found.report.homes == ("keys", "per-atom keys")  # neither "arrays" nor "header keys" of both
@@ -165,7 +169,9 @@ def test_a_mistake_in_a_source_has_the_place_of_that_source(loaded: Load) -> Non
 
 def test_no_source_with_the_labels_is_an_error_at_the_first_key(loaded: Load) -> None:
     mistaken = loaded(('"E"', '"Q"'), ('path = "ours.xyz"', 'path = "ours.xyz"\nenergy_key = "P"'))
-    with pytest.raises(UserError, match=r"^dataset\.sources\.ours\.energy_key: 'P' is in no structure of .*ours\.xyz, .*theirs"):
+    with pytest.raises(
+        UserError, match=r"^dataset\.sources\.ours\.energy_key: 'P' is in no structure of .*ours\.xyz, .*theirs"
+    ):
         prepare(mistaken.experiment.dataset, weights={"energy": 1.0})
 
 

@@ -27,7 +27,9 @@ def _work_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     Path("water.xyz").write_text(waters(8))
 
 
-def prepared(*, text: str = "", weights: dict[str, float] = WEIGHTS, split: SplitSection | None = None, **keys: object) -> PreparedData:
+def prepared(
+    *, text: str = "", weights: dict[str, float] = WEIGHTS, split: SplitSection | None = None, **keys: object
+) -> PreparedData:
     if text:
         Path("water.xyz").write_text(text)
     source = ExtendedXYZ(path="water.xyz", cache_folder="cache", split=split or SplitSection(counts=(4, 2, 0)), **keys)
@@ -51,7 +53,9 @@ def line_that_begins(lines: Iterable[str], words: str) -> str:
 def test_structures_read_are_structures_used_and_removals() -> None:
     cold = waters(6, header="config_type=cold")
     hot = "".join(water(number, header="config_type=hot") for number in range(6, 9))
-    data = prepared(text=cold + hot + SULFIDE + ATOMS, filter=FilterSection(without_elements=("S",), min_atoms=2, subsets=("cold", "")))
+    data = prepared(
+        text=cold + hot + SULFIDE + ATOMS, filter=FilterSection(without_elements=("S",), min_atoms=2, subsets=("cold", ""))
+    )
     assert data_summary(data)[3:8] == [
         "read 12 = 6 used, 3 left out (not in filter.subsets), 2 left out (fewer than 2 atoms), "
         "1 left out (elements in filter.without_elements)",
@@ -92,8 +96,13 @@ def test_coverage_counts_the_structures_that_have_a_label() -> None:
 
 
 def test_only_structures_that_pass_the_filter_are_split() -> None:
-    texts = [water(number, symbols="SHH" if number % 2 else "OHH", energy=f"energy={-10858 if number % 2 else -2079}") for number in range(12)]
-    data = prepared(text="".join(texts), filter=FilterSection(elements=("H", "O")), split=SplitSection(fractions=(0.5, 0.5, 0.0)))
+    texts = [
+        water(number, symbols="SHH" if number % 2 else "OHH", energy=f"energy={-10858 if number % 2 else -2079}")
+        for number in range(12)
+    ]
+    data = prepared(
+        text="".join(texts), filter=FilterSection(elements=("H", "O")), split=SplitSection(fractions=(0.5, 0.5, 0.0))
+    )
     used = np.concatenate(list(data.split.sets().values()))
     assert sorted(used.tolist()) == [0, 2, 4, 6, 8, 10]
     assert (len(data.split.train), len(data.split.validation)) == (3, 3)

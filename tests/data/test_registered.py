@@ -93,7 +93,9 @@ def message_of(folder: Path, *lines: str) -> str:
         ({"name": "rmd17", "molecule": "ethanol", "folder": "/my data"}, "rmd17 --molecule ethanol --folder '/my data'"),
     ],
 )
-def test_what_is_not_fetched_yet_comes_with_the_command_that_fetches_it(cache: Path, options: dict[str, str], words: str) -> None:
+def test_what_is_not_fetched_yet_comes_with_the_command_that_fetches_it(
+    cache: Path, options: dict[str, str], words: str
+) -> None:
     with pytest.raises(UserError) as caught:
         Registered(**options).training_files()
     name = options["name"]

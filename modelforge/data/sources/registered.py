@@ -49,7 +49,10 @@ class Registered(DataSource):
             raise SectionError(("molecule", f"missing; {self.name} has one file for each of {', '.join(data_set.molecules)}"))
         if self.test_molecules and not data_set.molecules:
             raise SectionError(("test_molecules", f"has no effect with {self.name}, which is one file; remove it"))
-        for key, molecule in (("molecule", self.molecule), *((f"test_molecules.{n}", m) for n, m in self.test_molecules.items())):
+        for key, molecule in (
+            ("molecule", self.molecule),
+            *((f"test_molecules.{n}", m) for n, m in self.test_molecules.items()),
+        ):
             try:
                 data_set.files(version=self.version, molecule=molecule)
             except UserError as error:

@@ -12,7 +12,7 @@ import pytest
 from made_structures import cluster, crystal, labelled, structures_of
 
 from modelforge.data.sources.extxyz import ExtendedXYZ
-from modelforge.data.sources.extxyz_writer import write_extxyz
+from modelforge.data.sources.extxyz.writer import write_extxyz
 from modelforge.data.sources.part import Part
 from modelforge.data.sources.source import SourceFiles
 from modelforge.data.sources.stored import Stored

@@ -20,7 +20,7 @@ import pytest
 from made_structures import cluster, labelled, structures_of
 
 from modelforge.data.sources.extxyz import ExtendedXYZ
-from modelforge.data.sources.extxyz_writer import write_extxyz
+from modelforge.data.sources.extxyz.writer import write_extxyz
 from modelforge.data.store.columns import INDEX, Columns, ColumnWriter, DamagedColumns
 from modelforge.data.store.opening import open_files
 from modelforge.data.store.prepared_once import ABANDONED, make_folder, prepared_once, silent

@@ -15,7 +15,7 @@ from made_structures import cluster, crystal, labelled, structures_of
 from pydantic import PrivateAttr
 
 from modelforge.data.sources.extxyz import ExtendedXYZ, read_parts
-from modelforge.data.sources.extxyz_writer import write_extxyz
+from modelforge.data.sources.extxyz.writer import write_extxyz
 from modelforge.data.sources.gather import read
 from modelforge.data.sources.part import Part
 from modelforge.data.sources.read_report import ReadReport, Removal

@@ -9,8 +9,8 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from modelforge.data.sources.extxyz_cells import SMALLEST_VOLUME, spanned_volume
-from modelforge.data.sources.extxyz_labels import LARGEST_ASYMMETRY, NOISE
+from modelforge.data.sources.extxyz.cells import SMALLEST_VOLUME, spanned_volume
+from modelforge.data.sources.extxyz.labels import LARGEST_ASYMMETRY, NOISE
 from modelforge.data.structures import ABSENT, COLUMNS, LABELS, Array, Floats, Integers
 from modelforge.errors import UserError
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from modelforge.data.sources.block_shapes import Homes, as_column, homes_of, rows_of_parts, stands_once
-from modelforge.data.sources.blocks import GEOMETRY, Block, Contents, Names, Plan
-from modelforge.data.sources.npz_arrays import NpzFile, RowReader
+from modelforge.data.sources.blocks.parts import GEOMETRY, Block, Contents, Names, Plan
+from modelforge.data.sources.blocks.shapes import Homes, as_column, homes_of, rows_of_parts, stands_once
+from modelforge.data.sources.npz.arrays import NpzFile, RowReader
 from modelforge.data.structures import COLUMNS, Array, Integers
 from modelforge.errors import UserError
 

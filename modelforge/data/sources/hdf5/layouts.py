@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from modelforge.data.sources.hdf5_file import Hdf5Group, shown
+from modelforge.data.sources.hdf5.file import Hdf5Group, shown
 from modelforge.errors import UserError
 
 LayoutName = Literal["spice", "ani", "modelforge"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ase.data import chemical_symbols
 
-from modelforge.data.sources.ase_database_values import numbers_of, shown
+from modelforge.data.sources.ase_database.values import numbers_of, shown
 from modelforge.data.sources.file_source import FileSource
 from modelforge.errors import UserError
 

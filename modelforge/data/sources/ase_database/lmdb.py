@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modelforge.data.sources.ase_database_rows import CALCULATED, Place, Request, Row, labels_of
-from modelforge.data.sources.ase_database_values import Data, decoded, numbers_of, parse_object, shown
+from modelforge.data.sources.ase_database.rows import CALCULATED, Place, Request, Row, labels_of
+from modelforge.data.sources.ase_database.values import Data, decoded, numbers_of, parse_object, shown
 from modelforge.data.structures import Floats
 from modelforge.errors import UserError
 

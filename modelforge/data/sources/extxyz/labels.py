@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
-from modelforge.data.sources.extxyz_frames import Frames
-from modelforge.data.sources.extxyz_header import number, numbers, unquoted
+from modelforge.data.sources.extxyz.frames import Frames
+from modelforge.data.sources.extxyz.header import number, numbers, unquoted
 from modelforge.data.structures import ABSENT, Floats, Integers
 from modelforge.errors import UserError
 

@@ -16,8 +16,8 @@ from ase.data import atomic_numbers as ase_atomic_numbers
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from modelforge.data.sources.extxyz_frames import Frames, shown
-from modelforge.data.sources.extxyz_header import unquoted
+from modelforge.data.sources.extxyz.frames import Frames, shown
+from modelforge.data.sources.extxyz.header import unquoted
 from modelforge.data.structures import Floats, ragged_arange
 from modelforge.errors import UserError
 

@@ -14,7 +14,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from modelforge.data.sources.extxyz_header import SPECIAL
+from modelforge.data.sources.extxyz.header import SPECIAL
 from modelforge.data.structures import COLUMNS, LABELS, Array, Floats, Structures
 from modelforge.files import replacing
 

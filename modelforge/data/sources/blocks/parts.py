@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modelforge.data.sources.block_checks import check_atomic_numbers, check_cells, check_labels, check_positions
-from modelforge.data.sources.block_units import usual_units
+from modelforge.data.sources.blocks.checks import check_atomic_numbers, check_cells, check_labels, check_positions
+from modelforge.data.sources.blocks.units import usual_units
 from modelforge.data.sources.conversion import with_units
 from modelforge.data.sources.file_source import LABEL_OF_OPTION, FileSource
 from modelforge.data.sources.part import Part

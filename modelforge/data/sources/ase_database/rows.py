@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from modelforge.data.sources.ase_database_values import Data, decoded, is_array
+from modelforge.data.sources.ase_database.values import Data, decoded, is_array
 from modelforge.data.structures import Floats
 from modelforge.errors import UserError
 

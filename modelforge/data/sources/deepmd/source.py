@@ -17,7 +17,7 @@ import numpy as np
 
 from modelforge.atoms.units import EnergyUnit, LengthUnit
 from modelforge.data.sources.conversion import with_units
-from modelforge.data.sources.deepmd_labels import (
+from modelforge.data.sources.deepmd.labels import (
     of_atoms,
     of_frames,
     read_boxes,
@@ -27,7 +27,7 @@ from modelforge.data.sources.deepmd_labels import (
     read_weights,
     single_precision,
 )
-from modelforge.data.sources.deepmd_system import GEOMETRY, PER_ATOM, FrameSet, System, read_atomic_numbers, read_system
+from modelforge.data.sources.deepmd.system import GEOMETRY, PER_ATOM, FrameSet, System, read_atomic_numbers, read_system
 from modelforge.data.sources.file_source import PER_ATOM_OPTIONS, FileSource, Key
 from modelforge.data.sources.part import Part
 from modelforge.data.sources.paths import absence

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from modelforge.data.sources.blocks import PART_ATOMS, Plan, parts_of, wanted_names
+from modelforge.data.sources.blocks.parts import PART_ATOMS, Plan, parts_of, wanted_names
 from modelforge.data.sources.file_source import FileSource, Key
-from modelforge.data.sources.npz_arrays import NpzFile, open_npz
-from modelforge.data.sources.npz_blocks import NpzReader
+from modelforge.data.sources.npz.arrays import NpzFile, open_npz
+from modelforge.data.sources.npz.blocks import NpzReader
 from modelforge.data.sources.part import Part
 from modelforge.data.sources.source import SourceFiles
 from modelforge.errors import UserError

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from modelforge.data.sources.block_shapes import Shape, num_bytes, printable
+from modelforge.data.sources.blocks.shapes import Shape, num_bytes, printable
 from modelforge.data.structures import Array
 from modelforge.errors import UserError
 

@@ -16,9 +16,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from modelforge.atoms.units import EnergyUnit, LengthUnit
-from modelforge.data.sources import ase_database_lmdb as lmdb_file
-from modelforge.data.sources import ase_database_sqlite as sqlite_file
-from modelforge.data.sources.ase_database_labels import (
+from modelforge.data.sources.ase_database import lmdb as lmdb_file
+from modelforge.data.sources.ase_database import sqlite as sqlite_file
+from modelforge.data.sources.ase_database.labels import (
     in_rows,
     read_cells,
     read_components,
@@ -28,8 +28,8 @@ from modelforge.data.sources.ase_database_labels import (
     read_stresses,
     read_weights,
 )
-from modelforge.data.sources.ase_database_rows import PART_ATOMS, Request, Row
-from modelforge.data.sources.ase_database_units import Conventions, conventions_of, says_units, self_energies_of
+from modelforge.data.sources.ase_database.rows import PART_ATOMS, Request, Row
+from modelforge.data.sources.ase_database.units import Conventions, conventions_of, says_units, self_energies_of
 from modelforge.data.sources.conversion import with_units
 from modelforge.data.sources.file_source import LABEL_OF_OPTION, PER_ATOM_OPTIONS, FileSource
 from modelforge.data.sources.part import Part

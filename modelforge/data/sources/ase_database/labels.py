@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from modelforge.data.sources.ase_database_rows import Row
-from modelforge.data.sources.ase_database_values import numbers_of, shown
-from modelforge.data.sources.extxyz_cells import SMALLEST_VOLUME, spanned_volume
-from modelforge.data.sources.extxyz_labels import LARGEST_ASYMMETRY, NOISE, VOIGT
+from modelforge.data.sources.ase_database.rows import Row
+from modelforge.data.sources.ase_database.values import numbers_of, shown
+from modelforge.data.sources.extxyz.cells import SMALLEST_VOLUME, spanned_volume
+from modelforge.data.sources.extxyz.labels import LARGEST_ASYMMETRY, NOISE, VOIGT
 from modelforge.data.structures import ABSENT, Floats, Integers
 from modelforge.errors import UserError
 

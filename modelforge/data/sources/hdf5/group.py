@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from modelforge.data.sources.block_shapes import Homes, Shape, as_column, homes_of, rows_of_parts, stands_once
-from modelforge.data.sources.blocks import Block, Contents, Names, Plan
-from modelforge.data.sources.hdf5_file import Hdf5Array, Hdf5Group, shown
-from modelforge.data.sources.hdf5_layouts import Layout
+from modelforge.data.sources.blocks.parts import Block, Contents, Names, Plan
+from modelforge.data.sources.blocks.shapes import Homes, Shape, as_column, homes_of, rows_of_parts, stands_once
+from modelforge.data.sources.hdf5.file import Hdf5Array, Hdf5Group, shown
+from modelforge.data.sources.hdf5.layouts import Layout
 from modelforge.data.structures import COLUMNS, LABELS, Array, Integers
 from modelforge.errors import UserError
 

@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 
-from modelforge.data.sources.block_shapes import Shape, num_bytes, printable
+from modelforge.data.sources.blocks.shapes import Shape, num_bytes, printable
 from modelforge.data.structures import Array
 from modelforge.errors import UserError
 

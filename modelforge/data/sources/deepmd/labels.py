@@ -8,10 +8,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from modelforge.data.sources.ase_database_labels import as_matrix, symmetric
-from modelforge.data.sources.deepmd_arrays import finite_numbers, mapped, numbers
-from modelforge.data.sources.deepmd_system import FrameSet, System
-from modelforge.data.sources.extxyz_cells import SMALLEST_VOLUME, spanned_volume
+from modelforge.data.sources.ase_database.labels import as_matrix, symmetric
+from modelforge.data.sources.deepmd.arrays import finite_numbers, mapped, numbers
+from modelforge.data.sources.deepmd.system import FrameSet, System
+from modelforge.data.sources.extxyz.cells import SMALLEST_VOLUME, spanned_volume
 from modelforge.data.sources.file_source import FileSource
 from modelforge.data.structures import ABSENT, Floats
 from modelforge.errors import UserError

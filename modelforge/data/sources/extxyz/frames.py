@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelforge.data.sources.extxyz_header import Header, split_header
+from modelforge.data.sources.extxyz.header import Header, split_header
 from modelforge.errors import UserError
 
 TEXT_SIZE = 2**25  # bytes of text at a time; as lines and arrays they take about three times as much memory

@@ -16,10 +16,10 @@ import numpy as np
 
 from modelforge.atoms.units import EnergyUnit, LengthUnit
 from modelforge.data.sources.conversion import with_units
-from modelforge.data.sources.extxyz_atoms import AtomTable, frames_by_properties, parse_layout, read_atoms
-from modelforge.data.sources.extxyz_cells import read_cells
-from modelforge.data.sources.extxyz_frames import TEXT_SIZE, Frames, read_frames
-from modelforge.data.sources.extxyz_labels import (
+from modelforge.data.sources.extxyz.atoms import AtomTable, frames_by_properties, parse_layout, read_atoms
+from modelforge.data.sources.extxyz.cells import read_cells
+from modelforge.data.sources.extxyz.frames import TEXT_SIZE, Frames, read_frames
+from modelforge.data.sources.extxyz.labels import (
     read_components,
     read_energies,
     read_groups,

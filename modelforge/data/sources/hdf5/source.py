@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 
 import h5py
 
-from modelforge.data.sources.blocks import PART_ATOMS, Block, Plan, parts_of, wanted_names
+from modelforge.data.sources.blocks.parts import PART_ATOMS, Block, Plan, parts_of, wanted_names
 from modelforge.data.sources.file_source import FileSource, Key
-from modelforge.data.sources.hdf5_file import group_names, open_group, open_hdf5, shown
-from modelforge.data.sources.hdf5_group import GroupReader
-from modelforge.data.sources.hdf5_layouts import Layout, layout_of, own_key
+from modelforge.data.sources.hdf5.file import group_names, open_group, open_hdf5, shown
+from modelforge.data.sources.hdf5.group import GroupReader
+from modelforge.data.sources.hdf5.layouts import Layout, layout_of, own_key
 from modelforge.data.sources.part import Part
 from modelforge.data.sources.source import SourceFiles
 from modelforge.errors import UserError

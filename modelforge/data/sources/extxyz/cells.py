@@ -9,8 +9,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from modelforge.data.sources.extxyz_frames import Frames
-from modelforge.data.sources.extxyz_header import numbers, truths
+from modelforge.data.sources.extxyz.frames import Frames
+from modelforge.data.sources.extxyz.header import numbers, truths
 from modelforge.data.structures import Floats
 from modelforge.errors import UserError
 

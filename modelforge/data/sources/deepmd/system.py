@@ -11,7 +11,7 @@ import numpy as np
 from ase.data import atomic_numbers as number_of_symbol
 from numpy.typing import NDArray
 
-from modelforge.data.sources.deepmd_arrays import in_frames, mapped
+from modelforge.data.sources.deepmd.arrays import in_frames, mapped
 from modelforge.data.structures import Array, Integers
 from modelforge.errors import UserError
 
