@@ -19,6 +19,8 @@ def test_shipped_experiments_train_for_two_steps(path, tmp_path, shared_data):
             f'dataset.path="{shared_data / "acac/train_300K.xyz"}"',
             f'dataset.test_paths.test_MD_300K="{shared_data / "acac/test_MD_300K.xyz"}"',
         ]
+    if path.stem == "alexandria":
+        settings.append(f'dataset.path="{shared_data / "periodic/alexandria-random-1k.xyz"}"')
     results = train(load(path, settings), Console(quiet=True))
     assert results["steps"] == 2
     assert results["reason"] == "max_steps reached"

@@ -1,5 +1,6 @@
 """What `modelforge data convert` writes reads back to the same bits, and is complete or not there at all."""
 
+import io
 import os
 import shutil
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli
-from toy_experiment import water, waters
+from rich.console import Console
+from toy_experiment import TOML, water, waters
 
 from modelforge.convert import convert
 from modelforge.data.detection import DataOnly, load_data
@@ -16,6 +18,9 @@ from modelforge.data.sources.source import DataSource
 from modelforge.data.store.store import open_store
 from modelforge.data.structures import COLUMNS, LABELS, Structures
 from modelforge.errors import UserError
+from modelforge.evaluate import evaluate_files
+from modelforge.experiment import load
+from modelforge.train import train
 
 QM = ["energy_key=U0", "energy_unit=hartree"]
 FORMATS: dict[str, list[str]] = {
@@ -219,3 +224,19 @@ def test_a_store_opens_as_what_it_was_made_of(whole: DataSource, tmp_path: Path)
     report = open_store(tmp_path / "kept").reading.report
     assert report.num_structures == 5
     assert {origin.label for origin in report.origins if origin.num_carriers == 5 and origin.label} == set(LABELS)
+
+
+def test_a_potential_trained_on_a_store_is_evaluated_on_stores_and_on_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("water.xyz").write_text(waters(8))
+    list(convert(source_of(Path("water.xyz"), []), Path("kept")))
+    Path("x.toml").write_text(TOML.replace('"extxyz"', '"store"').replace("water.xyz", "kept"))
+    train(load(Path("x.toml")), Console(file=io.StringIO()))
+    of_text, of_store = (evaluate_files(Path("runs/x"), [name]) for name in ("water.xyz", "kept"))
+    assert of_text["metrics"]["water"] == of_store["metrics"]["kept"]
+    assert of_text["metrics"]["water"]["num_energy_labels"] == 8
+    note = "the files were read with the usual keys and units of their format, as a store has none"
+    assert note in of_text["notes"]
+    assert note not in of_store["notes"]

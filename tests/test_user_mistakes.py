@@ -3,11 +3,13 @@
 The data are water molecules with made-up labels; `DIR` stands for the working folder.
 """
 
+import io
 import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 from toy_experiment import TOML, water, waters
 
@@ -30,6 +32,7 @@ class Case:
     message: str
     toml: tuple[tuple[str, str], ...] = ()
     files: dict[str, str] = field(default_factory=dict)
+    binary: dict[str, bytes] = field(default_factory=dict)
     command: str = TRAIN
     needs_run: bool = False
 
@@ -43,6 +46,25 @@ def added(text: str) -> tuple[tuple[str, str], ...]:
     return (("[dataset.split]", f"{text}\n[dataset.split]"),)
 
 
+def named(format_name: str, path: str) -> tuple[tuple[str, str], ...]:
+    """Data of another format."""
+    return (('"extxyz"', f'"{format_name}"'), ('"water.xyz"', f'"{path}"'))
+
+
+def mixed(lines: str) -> tuple[tuple[str, str], ...]:
+    """Several sources, of which the only one begins at line 9."""
+    return (('name = "extxyz"\npath = "water.xyz"\n', f'name = "mixed"\n[dataset.sources.a]\n{lines}\n'),)
+
+
+def arrays() -> bytes:
+    """Two molecules in the arrays of sGDML, without units."""
+    stream = io.BytesIO()
+    positions = np.array([[[0.0, 0.0, 0.1], [0.0, 0.8, -0.5], [0.0, -0.8, -0.5]]] * 2)
+    np.savez(stream, z=np.array([8, 1, 1]), R=positions, E=np.zeros(2), F=np.zeros_like(positions))
+    return stream.getvalue()
+
+
+ARRAYS = arrays()
 LAST_ATOM = water(7).splitlines()[-1]
 CASES = [
     Case(
@@ -420,6 +442,200 @@ CASES = [
         needs_run=True,
     ),
     Case(
+        "an unknown data set",
+        (
+            "x.toml:8: dataset.name: unknown choice 'spice3' (did you mean 'spice2'? choices: "
+            "extxyz, hdf5, npz, ase, deepmd, store, mixed, quickstart, qm9, ani1x, ani2x, spice1, spice2, phalkethoh, "
+            "tmqm, fe_ii, rmd17, md22)"
+        ),
+        value('"extxyz"', '"spice3"'),
+    ),
+    Case(
+        "a text for an HDF5 file",
+        "DIR/water.hdf5: must be an HDF5 file (got one that begins with b'no HDF5\\n'; a .gz file must be unpacked first)",
+        named("hdf5", "water.hdf5"),
+        {"water.hdf5": "no HDF5\n"},
+    ),
+    Case(
+        "a text for an npz file",
+        "DIR/water.npz: must be an npz file, which is a zip archive (got one that begins with b'no zip')",
+        named("npz", "water.npz"),
+        {"water.npz": "no zip\n"},
+    ),
+    Case(
+        "arrays without a unit of energy",
+        "x.toml: dataset.energy_unit: missing; DIR/water.npz does not state it",
+        named("npz", "water.npz"),
+        binary={"water.npz": ARRAYS},
+    ),
+    Case(
+        "arrays without a unit of length",
+        "x.toml: dataset.length_unit: missing; DIR/water.npz does not state it",
+        (*named("npz", "water.npz"), *added('energy_unit = "eV"')),
+        binary={"water.npz": ARRAYS},
+    ),
+    Case(
+        "a folder for arrays",
+        "x.toml:9: dataset.path: 'DIR/data' must name a file (got a folder; 'DIR/data/*.xyz' names files in it)",
+        named("npz", "data"),
+        {"data/a.npz": ""},
+    ),
+    Case(
+        "a filter that leaves nothing",
+        ("x.toml:10: dataset.filter: leaves none of the 8 structures (fewer than 4 atoms 8); loosen it"),
+        added("filter = { min_atoms = 4 }"),
+    ),
+    Case(
+        "a filter of a misspelt subset",
+        ("x.toml:10: dataset.filter.subsets: 'liquit' is no subset of the data (did you mean 'liquid'?); there are 'liquid'"),
+        added('filter = { subsets = ["liquit"] }'),
+        {"water.xyz": waters(header="config_type=liquid")},
+    ),
+    Case(
+        "a weight of a misspelt subset",
+        ("x.toml:10: dataset.subset_weights: 'liquit' is no subset of the data (did you mean 'liquid'?); there are 'liquid'"),
+        added("subset_weights = { liquit = 2.0 }"),
+        {"water.xyz": waters(header="config_type=liquid")},
+    ),
+    Case(
+        "forces and gradients",
+        (
+            "x.toml:11: dataset.gradient_key: must not be given together with forces_key, as both are read as forces; "
+            "remove one of them"
+        ),
+        added('forces_key = "forces"\ngradient_key = "forces"'),
+    ),
+    Case(
+        "stress and virial",
+        (
+            "x.toml:11: dataset.virial_key: must not be given together with stress_key, as both are read as stress; "
+            "remove one of them"
+        ),
+        added('stress_key = "stress"\nvirial_key = "virial"'),
+    ),
+    Case(
+        "a unit of a stress for a virial",
+        (
+            "x.toml:11: dataset.stress_unit: has no effect with virial_key, whose unit is that of the energy and whose "
+            "sign is fixed; remove it"
+        ),
+        added('virial_key = "virial"\nstress_unit = "GPa"'),
+    ),
+    Case(
+        "a unit of something else",
+        (
+            "x.toml:10: dataset.forces_unit: unknown choice 'kcal/mol' (did you mean 'kcal/mol/angstrom'? "
+            "choices: eV/angstrom, meV/angstrom, eV/nm, hartree/bohr, hartree/angstrom, rydberg/bohr, kcal/mol/angstrom, "
+            "kJ/mol/angstrom, kJ/mol/nm)"
+        ),
+        added('forces_unit = "kcal/mol"'),
+    ),
+    Case(
+        "another unit than the file states",
+        (
+            "x.toml:10: dataset.energy_unit: must be the unit that the file states, 'Ha' (got 'eV'); remove the key "
+            "(DIR/water.xyz)"
+        ),
+        added('energy_unit = "eV"'),
+        {"water.xyz": waters(header="energy_unit=Ha")},
+    ),
+    Case(
+        "a folder that is no DeePMD system",
+        (
+            "x.toml:9: dataset.path: 'DIR/data' must name a DeePMD system, a folder with type.raw, or folders of them "
+            "(got a folder without)"
+        ),
+        named("deepmd", "data"),
+        {"data/type_map.raw": "H O"},
+    ),
+    Case(
+        "a file for a DeePMD system",
+        (
+            "x.toml:9: dataset.path: 'DIR/water.xyz' must name a DeePMD system, a folder with type.raw, or folders of "
+            "them (got a file)"
+        ),
+        named("deepmd", "water.xyz"),
+    ),
+    Case(
+        "a store that is none",
+        (
+            "x.toml:9: dataset.path: 'DIR/data' must be a store (a folder with columns.json, as `modelforge data convert` "
+            "writes)"
+        ),
+        named("store", "data"),
+        {"data/water.xyz": waters()},
+    ),
+    Case(
+        "a store that is not there",
+        (
+            "x.toml:9: dataset.path: 'DIR/kept' must be a store (a folder with columns.json, as `modelforge data convert` "
+            "writes)"
+        ),
+        named("store", "kept"),
+    ),
+    Case(
+        "a split within one of several sources",
+        "x.toml:12: dataset.sources.a.split: has no effect in one of several sources; set dataset.split",
+        mixed('name = "extxyz"\npath = "water.xyz"\nsplit.seed = 1'),
+    ),
+    Case(
+        "no data in one of several sources",
+        "x.toml:11: dataset.sources.a.path: 'DIR/watr.xyz' matches no file (did you mean 'water.xyz'?)",
+        mixed('name = "extxyz"\npath = "watr.xyz"'),
+    ),
+    Case(
+        "no energies in a source of several",
+        (
+            "x.toml:12: dataset.sources.a.energy_key: 'E' is in no structure of DIR/water.xyz; header keys there: "
+            "energy; name the right key, or set training.loss.energy_weight = 0"
+        ),
+        mixed('name = "extxyz"\npath = "water.xyz"\nenergy_key = "E"'),
+    ),
+    Case(
+        "a registered data set without its molecule",
+        (
+            "x.toml: dataset.molecule: missing; rmd17 has one file for each of aspirin, azobenzene, benzene, ethanol, "
+            "malonaldehyde, naphthalene, paracetamol, salicylic, toluene, uracil"
+        ),
+        value('name = "extxyz"\npath = "water.xyz"', 'name = "rmd17"'),
+    ),
+    Case(
+        "a registered data set that is not there yet",
+        (
+            "x.toml:8: dataset.name: the data set 'rmd17' is not on this machine yet; get it with: modelforge data fetch "
+            "rmd17 --molecule ethanol --folder DIR/kept"
+        ),
+        value('name = "extxyz"\npath = "water.xyz"', 'name = "rmd17"\nmolecule = "ethanol"\nfolder = "kept"'),
+    ),
+    Case(
+        "a batch size and a budget",
+        "x.toml:14: training.batch_size: must not be given together with max_edges; remove one of them",
+        value("batch_size = 4", "batch_size = 4\nmax_edges = 1000"),
+    ),
+    Case(
+        "no such file to convert",
+        "FILE: 'watr.xyz' matches no file: looked for DIR/watr.xyz (did you mean 'water.xyz'?)",
+        command="data convert watr.xyz --out kept",
+    ),
+    Case(
+        "a file of no format to convert",
+        (
+            "FILE: x.toml: no known format; known are .xyz, .extxyz, .h5, .hdf5, .hdf, .npz, .db, .aselmdb; name it with "
+            "--set name=extxyz"
+        ),
+        command="data convert x.toml --out kept",
+    ),
+    Case(
+        "an output that is there",
+        "--out: must not exist yet (got x.toml); remove it, or choose another name",
+        command="data convert water.xyz --out x.toml",
+    ),
+    Case(
+        "a misspelt setting of a conversion",
+        "--set dataset.energi_unit=eV: dataset.energi_unit: unknown key (did you mean energy_unit?)",
+        command="data convert water.xyz --out kept --set energi_unit=eV",
+    ),
+    Case(
         "an unknown section",
         "modelforge describe training.los: no such table or key (did you mean training.loss?)",
         command="describe training.los",
@@ -468,6 +684,8 @@ def test_a_mistake_is_told_with_its_place_and_remedy(
     for name, text in {"x.toml": toml, "water.xyz": waters(), **case.files}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
+    for name, content in case.binary.items():
+        (tmp_path / name).write_bytes(content)
     monkeypatch.chdir(tmp_path)
     message = stderr_of(case.command, monkeypatch, capsys).replace(str(tmp_path), "DIR")
     assert message == f"error: {case.message}\n"

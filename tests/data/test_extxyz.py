@@ -464,7 +464,7 @@ def test_folders_and_missing_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_virial_is_not_taken_for_a_stress() -> None:
-    with pytest.raises(ValidationError, match="must name a stress .got .REF_virials.*name a virial in virial_key"):
+    with pytest.raises(ValidationError, match=r"must name a stress .got .REF_virials.*name a virial in virial_key"):
         ExtendedXYZ(path="x.xyz", stress_key="REF_virials")
 
 

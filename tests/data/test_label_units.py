@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from toy_experiment import TOML
 
 from modelforge.data.sources.extxyz import ExtendedXYZ
 from modelforge.data.sources.gather import read
 from modelforge.data.structures import Structures
 from modelforge.errors import UserError
+from modelforge.experiment import load, resolved_toml
 
 # CODATA 2018
 HARTREE, BOHR, KCAL, KJ, DEBYE, GPA = (
@@ -128,6 +130,16 @@ def test_what_says_nothing_of_a_virial_is_refused_beside_it() -> None:
     for option, value in (("stress_unit", "kbar"), ("stress_convention", "compression_positive")):
         with pytest.raises(ValidationError, match=f"{option}: has no effect with virial_key"):
             ExtendedXYZ(path="x.xyz", virial_key="virial", **{option: value})
+
+
+@pytest.mark.parametrize("options", [{"gradient_key": "grad"}, {"virial_key": "virial"}, {"stress_key": "stress"}])
+def test_keys_that_take_the_place_of_others_read_again(options: dict[str, str]) -> None:
+    """A run that goes on reads its own experiment.toml, in which every default is written down."""
+    path = Path("x.toml")
+    path.write_text(TOML)
+    first = load(path, [f"dataset.{key}={value}" for key, value in options.items()])
+    path.write_text(resolved_toml(first.experiment, first.origins))
+    assert load(path).experiment == first.experiment
 
 
 # Moments, charges, weights

@@ -16,7 +16,9 @@ from modelforge.data.sources.read_report import Reading
 from modelforge.data.structures import Structures
 from modelforge.describe import describe
 from modelforge.errors import UserError
+from modelforge.evaluate import evaluate_files
 from modelforge.experiment import LoadedExperiment, load, resolved_toml
+from modelforge.train import train
 
 KCAL = 4.184 * KJ_PER_MOL
 BEFORE, AFTER = TOML.split("[dataset]")[0], "[training]" + TOML.split("[training]")[1]
@@ -196,6 +198,13 @@ def test_the_resolved_experiment_reads_again_to_an_equal_one(loaded: Load) -> No
     Path("resolved").mkdir()
     Path("resolved/experiment.toml").write_text(text)
     assert load(Path("resolved/experiment.toml")).experiment == first.experiment
+
+
+def test_other_files_are_evaluated_with_the_keys_of_the_first_source_and_that_is_said(loaded: Load) -> None:
+    train(loaded(overrides=("runtime.run_folder=run",)), Console(file=io.StringIO()))
+    results = evaluate_files(Path("run"), ["ours.xyz"])
+    assert results["metrics"]["ours"]["num_energy_labels"] == 4
+    assert "the files were read with the keys and units of dataset.sources.ours" in results["notes"]
 
 
 def test_the_reference_tells_of_mixing() -> None:

@@ -198,7 +198,8 @@ MOLECULES = "aspirin, azobenzene, benzene, ethanol, malonaldehyde, naphthalene, 
         ),
         (
             ('name = "rmd17"', 'molecule = "ethanol"', 'test_molecules.big = "tolune"'),
-            f"x.toml:10: dataset.test_molecules.big: rmd17: molecule: there is no 'tolune'; did you mean 'toluene'? known: {MOLECULES}",
+            "x.toml:10: dataset.test_molecules.big: rmd17: molecule: there is no 'tolune'; did you mean 'toluene'? "
+            f"known: {MOLECULES}",
         ),
         (
             ('name = "rmd17"', 'molecule = "ethanol"', 'test_molecules.validation = "toluene"'),

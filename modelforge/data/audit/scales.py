@@ -79,7 +79,7 @@ def stiffness(structures: Structures, *, length_scale: float) -> Stiffness | Non
     length = np.linalg.norm(vectors, axis=1)
     elements = structures.atomic_numbers.astype(np.int64)
     limit = BONDED * length_scale * (covalent_radii[elements[receivers]] + covalent_radii[1])
-    is_bond = (elements[senders] == 1) & (length < limit) & np.isfinite(structures.forces[senders]).all(axis=1)
+    is_bond = (elements[senders] == 1) & (length > 0) & (length < limit) & np.isfinite(structures.forces[senders]).all(axis=1)
     receivers, senders, length, vectors = receivers[is_bond], senders[is_bond], length[is_bond], vectors[is_bond]
     along = np.einsum("ei,ei->e", structures.forces[senders], vectors) / length
     found = [

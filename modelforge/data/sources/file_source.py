@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from modelforge.atoms.unit_names import factor_of
 from modelforge.atoms.units import DipoleUnit, EnergyUnit, ForceUnit, LengthUnit, QuadrupoleUnit, StressUnit
@@ -116,6 +123,14 @@ class FileSource(DataSource):
         if problems:
             raise SectionError(*problems)
         return self
+
+    @model_serializer(mode="wrap")
+    def what_may_be_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """What is written reads again: without the defaults that another key has taken the place of."""
+        values: dict[str, object] = dump(self)
+        unused = ["forces_key"] if self.gradient_key else []
+        unused += ["stress_key", "stress_unit", "stress_convention"] if self.virial_key else []
+        return {key: None if key in unused else value for key, value in values.items()}
 
     def training_files(self, key: str = "dataset") -> tuple[SourceFiles, ...]:
         """The files of `path`, and those that the split takes sets from."""

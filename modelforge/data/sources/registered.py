@@ -19,6 +19,12 @@ from modelforge.section import PathText, SectionError
 
 RegisteredName = Literal["qm9", "ani1x", "ani2x", "spice1", "spice2", "phalkethoh", "tmqm", "fe_ii", "rmd17", "md22"]
 
+PASSED_ON = (
+    *("energy_key", "forces_key", "total_charge_key", "spin_multiplicity_key"),
+    *("energy_unit", "length_unit", "forces_unit"),
+)
+"""What the registry says of reading a data set."""
+
 
 class Registered(DataSource):
     """A data set that modelforge knows: its files, keys, units and, mostly, self-energies. Fetched beforehand."""
@@ -80,12 +86,7 @@ class Registered(DataSource):
     def reader(self) -> FileSource:
         """What reads the files."""
         data_set = find(self.name)
-        options = {
-            option: getattr(data_set, option)
-            for option in ("energy_key", "forces_key", "total_charge_key", "spin_multiplicity_key")
-            + ("energy_unit", "length_unit", "forces_unit")
-            if getattr(data_set, option) is not None
-        }
+        options = {option: value for option in PASSED_ON if (value := getattr(data_set, option)) is not None}
         if self.energy_key:
             options["energy_key"] = self.energy_key
         if data_set.source_format == "hdf5":
