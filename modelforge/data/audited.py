@@ -29,6 +29,7 @@ from modelforge.errors import UserError
 from modelforge.files import write_text
 
 AnyUnit = TypeVar("AnyUnit", bound=str)
+IMPOSSIBLE = "dataset.path"  # the key of findings that no experiment can want, such as two atoms in one place
 VERSION = 2  # of the audit: results of another version are not used
 
 
@@ -50,10 +51,14 @@ class AuditedSets:
         return [*self.data.findings, *of_tests, *self.between.findings]
 
     def stop_if_found(self, action: str) -> None:
-        """Labels that contradict each other stop the run unless the experiment says otherwise."""
-        stops = [f"{finding.key}: {finding.message}" for finding in self.findings() if finding.severity == "stop"]
-        if action == "stop" and stops:
-            raise UserError("\n".join([*stops, 'if the data are right as they are, set dataset.audit = "report"']))
+        """Labels that contradict each other stop the run unless the experiment says otherwise; impossible data always do."""
+        stops = [finding for finding in self.findings() if finding.severity == "stop"]
+        impossible = [finding for finding in stops if finding.key == IMPOSSIBLE]
+        told = [f"{finding.key}: {finding.message}" for finding in (stops if action == "stop" else impossible)]
+        if told and len(told) > len(impossible):
+            told.append('if the data are right as they are, set dataset.audit = "report"')
+        if told:
+            raise UserError("\n".join(told))
 
     def to_json(self) -> dict[str, object]:
         """All figures and findings."""
