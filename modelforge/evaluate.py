@@ -16,17 +16,15 @@ from ase.data import chemical_symbols
 from modelforge.atoms.graph import Batch, Prediction, tensors_of
 from modelforge.atoms.self_energies import element_counts, is_determined
 from modelforge.data.batches import structure_table, sum_of_constants
-from modelforge.data.detection import load_data
+from modelforge.data.detection import format_of, load_data
 from modelforge.data.order import EvaluationBatches
 from modelforge.data.sources.extxyz.writer import write_extxyz
 from modelforge.data.sources.file_source import FileSource
 from modelforge.data.sources.gather import read
 from modelforge.data.sources.mixed import Mixed
-from modelforge.data.sources.paths import expand_paths
 from modelforge.data.sources.read_report import Reading
 from modelforge.data.sources.source import DataSource, SourceFiles
 from modelforge.data.sources.stored import Stored
-from modelforge.data.store.store import is_store
 from modelforge.data.structures import Floats, Structures
 from modelforge.errors import UserError
 from modelforge.files import write_text
@@ -109,14 +107,14 @@ def evaluate_files(model: Path, data: Sequence[str], *, out: Path | None = None,
 
 
 def _files(dataset: DataSource, data: Sequence[str]) -> SourceFiles:
-    """Files with the keys and units of the training data; stores, and files for a potential of a store, explain themselves."""
-    stores = [Path(path) for path in data]
-    if all(map(is_store, stores)):
-        return Stored(name="store", path=tuple(data)).files(stores)
-    if isinstance(dataset, FileSource):
-        return dataset.files(dataset.expand(data, key="--data"))
-    paths = expand_paths(data, Path(), key="--data")
-    return (load_data([*map(str, paths)]).section.dataset if isinstance(dataset, Stored) else dataset).files(paths)
+    """Files with the keys and units of the training data if they have its format, else with the usual ones of theirs."""
+    own = dataset.files([]).reader
+    detected = format_of(data, default=own.name, key="--data")
+    if detected != own.name:
+        return load_data(data).section.dataset.training_files("--data")[0]
+    if isinstance(own, FileSource):
+        return dataset.files(own.expand(data, key="--data"))
+    return dataset.files([Path(path) for path in data])
 
 
 def _how_read(dataset: DataSource, files: SourceFiles) -> list[str]:
@@ -125,8 +123,8 @@ def _how_read(dataset: DataSource, files: SourceFiles) -> list[str]:
         return []
     if isinstance(dataset, Mixed):
         return [f"the files were read with the keys and units of dataset.sources.{next(iter(dataset.sources))}"]
-    if isinstance(dataset, Stored):
-        return ["the files were read with the usual keys and units of their format, as a store has none"]
+    if files.reader.name != dataset.files([]).reader.name:
+        return [f"the files were read with the usual keys and units of their format, {files.reader.name}"]
     return []
 
 

@@ -237,6 +237,6 @@ def test_a_potential_trained_on_a_store_is_evaluated_on_stores_and_on_other_file
     of_text, of_store = (evaluate_files(Path("runs/x"), [name]) for name in ("water.xyz", "kept"))
     assert of_text["metrics"]["water"] == of_store["metrics"]["kept"]
     assert of_text["metrics"]["water"]["num_energy_labels"] == 8
-    note = "the files were read with the usual keys and units of their format, as a store has none"
+    note = "the files were read with the usual keys and units of their format, extxyz"
     assert note in of_text["notes"]
     assert note not in of_store["notes"]

@@ -186,7 +186,8 @@ CASES = [
     ),
     Case(
         "an atom twice",
-        "x.toml:9: dataset.path: DIR/water.xyz:7: atoms 1 and 2 are in the same place (0.0000 angstrom apart); remove one of them, or the structure",
+        "x.toml:9: dataset.path: DIR/water.xyz:7: atoms 1 and 2 are in the same place (0.0000 angstrom apart); "
+        "remove one of them, or the structure",
         files={"water.xyz": waters().replace(LAST_ATOM, water(7).splitlines()[-2])},
     ),
     Case(

@@ -38,23 +38,24 @@ def load_data(paths: Sequence[str], settings: Sequence[str] = ()) -> Loaded[Data
     return validated(DataOnly, TomlDocument(Path("the command line"), values, {}), overrides)
 
 
-def format_of(paths: Sequence[str]) -> str:
-    """The format of files by their names, or by what a folder holds; one for all of them."""
-    found = {_format(path) for pattern in paths for path in ([Path(pattern)] if Path(pattern).is_dir() else _files(pattern))}
+def format_of(paths: Sequence[str], *, default: str = "", key: str = "FILE") -> str:
+    """The format of files by their names, or by what a folder holds; one for all of them, `default` if names tell none."""
+    files = [
+        file for path in paths for file in ([Path(path)] if Path(path).is_dir() else expand_paths([path], Path(), key=key))
+    ]
+    found = {_format(file, default) for file in files}
     if len(found) > 1:
-        raise UserError(f"FILE: must all have one format (got {', '.join(sorted(found))}); name those of one format only")
+        raise UserError(f"{key}: must all have one format (got {', '.join(sorted(found))}); name those of one format only")
     return found.pop()
 
 
-def _files(pattern: str) -> list[Path]:
-    return expand_paths([pattern], Path(), key="FILE")
-
-
-def _format(path: Path) -> str:
+def _format(path: Path, default: str) -> str:
     if path.is_dir():
         return "store" if is_store(path) else "deepmd"
     if path.suffix.lower() in FORMATS:
         return FORMATS[path.suffix.lower()]
+    if default:
+        return default
     known = ", ".join(FORMATS)
     raise UserError(f"FILE: {path}: no known format; known are {known}; name it with --set name=extxyz")
 

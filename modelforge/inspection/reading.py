@@ -135,7 +135,7 @@ class FirstPart:
     homes: ClassVar[tuple[str, str]] = ("keys", "per-atom keys")
 
     def __init__(self, reader: Reader) -> None:
-        self.reader = reader
+        self.reader, self.name = reader, reader.name
 
     def read_file(self, path: Path) -> Iterator[Part]:
         """The first part."""

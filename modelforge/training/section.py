@@ -4,7 +4,7 @@ import re
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from modelforge.section import Count, NonNegative, Section, SectionError
 from modelforge.training.clipping import ClippingSection, RunningNorm
@@ -68,6 +68,12 @@ class TrainingSection(Section):
             budget = "max_edges" if self.max_edges else "max_atoms"
             raise SectionError(("batch_size", f"must not be given together with {budget}; remove one of them"))
         return self
+
+    @model_serializer(mode="wrap")
+    def _what_may_be_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """What is written reads again: without the batch size that a budget has taken the place of."""
+        values: dict[str, object] = dump(self)
+        return {**values, "batch_size": None} if self.max_edges or self.max_atoms else values
 
     @model_validator(mode="after")
     def _one_interval(self) -> "TrainingSection":

@@ -249,4 +249,4 @@ def test_a_unit_that_is_none_is_an_error(header: str, message: str) -> None:
 
 def test_two_units_in_one_file_are_an_error() -> None:
     text = frame("energy=-2 energy_unit=Ha") + frame("energy=-2 energy_unit=eV")
-    assert message_of(text) == "x.xyz: energy_unit: must be the same in all structures (got Ha, eV)"
+    assert message_of(text) == "x.xyz: energy_unit: must be stated alike in all structures, or in none (got 'eV', 'Ha')"

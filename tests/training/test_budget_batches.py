@@ -111,11 +111,6 @@ class SignalAt:
         pass
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=UserError,
-    reason="experiment.toml of the run holds the default batch_size, which is refused beside max_edges",
-)
 def test_an_interrupted_run_within_a_budget_equals_one_that_was_not(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

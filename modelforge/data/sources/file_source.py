@@ -49,6 +49,7 @@ class FileSource(DataSource):
 
     homes: ClassVar[tuple[str, str]] = ("keys", "per-atom keys")
 
+    name: str
     path: Paths
     """One or several files or globs, relative to the experiment file."""
     test_paths: dict[SetName, Paths] = {}

@@ -21,6 +21,10 @@ class Reader(Protocol):
 
     homes: ClassVar[tuple[str, str]]
 
+    @property
+    def name(self) -> str:
+        """What `[dataset] name` calls the format."""
+
     def read_file(self, path: Path) -> Iterator[Part]:
         """The structures of a file in parts of bounded memory; a file that cannot be read to its end is a `UserError`."""
 

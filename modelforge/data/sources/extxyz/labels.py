@@ -14,6 +14,7 @@ from modelforge.errors import UserError
 
 VOIGT = (0, 5, 4, 5, 1, 3, 4, 3, 2)  # where xx xy xz, ... stand in xx yy zz yz xz xy
 LARGEST_ASYMMETRY = 1e-2  # of a stress, relative to its largest component: more is no rounding
+UNIT_LABELS = ("energy", "length", "forces", "stress", "virial")
 NOISE = 1e-6  # in any unit: below that, a stress may be as asymmetric as it likes
 
 
@@ -128,9 +129,19 @@ def read_subsets(frames: Frames, key: str | None) -> tuple[Integers, tuple[str, 
     return np.array([index[name] for name in names]), tuple(index)
 
 
-def stated_unit(frames: Frames, key: str) -> str:
-    """The unit that headers state, "" where they state none; an error where they differ."""
-    units = {unquoted(value) for value in {header[key] for header in frames.headers if key in header}}
-    if len(units) > 1:
-        raise UserError(f"{frames.path}: {key}: must be the same in all structures (got {', '.join(sorted(units))})")
-    return units.pop() if units else ""
+def stated_units(frames: Frames) -> dict[str, str]:
+    """The unit that headers state for each label, "" where none does; an error where they do not agree."""
+    units = {}
+    for label in UNIT_LABELS:
+        key = f"{label}_unit"
+        stated = {unquoted(value) if value else "" for value in {header.get(key, "") for header in frames.headers}}
+        if len(stated) > 1:
+            raise units_differ(frames, key, stated)
+        units[label] = stated.pop()
+    return units
+
+
+def units_differ(frames: Frames, key: str, stated: set[str]) -> UserError:
+    """The error for headers that state different units, or of which only some state one."""
+    words = ", ".join(repr(unit) if unit else "none" for unit in sorted(stated, reverse=True))
+    return UserError(f"{frames.path}: {key}: must be stated alike in all structures, or in none (got {words})")

@@ -20,6 +20,7 @@ from modelforge.data.sources.extxyz.atoms import AtomTable, frames_by_properties
 from modelforge.data.sources.extxyz.cells import read_cells
 from modelforge.data.sources.extxyz.frames import TEXT_SIZE, Frames, read_frames
 from modelforge.data.sources.extxyz.labels import (
+    UNIT_LABELS,
     read_components,
     read_energies,
     read_groups,
@@ -27,7 +28,8 @@ from modelforge.data.sources.extxyz.labels import (
     read_stresses,
     read_subsets,
     read_weights,
-    stated_unit,
+    stated_units,
+    units_differ,
 )
 from modelforge.data.sources.file_source import FileSource
 from modelforge.data.sources.gather import read
@@ -65,12 +67,18 @@ def read_extxyz(paths: str | Path | Sequence[str | Path], section: ExtendedXYZ |
 
 
 def read_parts(path: Path, section: ExtendedXYZ, *, text_size: int = TEXT_SIZE) -> Iterator[Part]:
-    """The structures of a file, part by part of about `text_size` bytes."""
-    return (part_of(frames, section) for frames in read_frames(path, text_size=text_size))
+    """The structures of a file, part by part of about `text_size` bytes; units are stated in all of them alike, or in none."""
+    first: dict[str, str] | None = None
+    for frames in read_frames(path, text_size=text_size):
+        stated = stated_units(frames)
+        first = stated if first is None else first
+        for label in [label for label in UNIT_LABELS if stated[label] != first[label]]:
+            raise units_differ(frames, f"{label}_unit", {stated[label], first[label]})
+        yield part_of(frames, section, stated)
 
 
-def part_of(frames: Frames, section: ExtendedXYZ) -> Part:
-    """The structures of some frames."""
+def part_of(frames: Frames, section: ExtendedXYZ, stated: dict[str, str]) -> Part:
+    """The structures of some frames, whose headers state these units."""
     by_properties = frames_by_properties(frames)
     atoms = read_atoms(
         frames,
@@ -85,10 +93,9 @@ def part_of(frames: Frames, section: ExtendedXYZ) -> Part:
     if section.partial_charges_key and num_in_header:
         columns[section.partial_charges_key] += num_in_header
     structures = structures_of(frames, section, atoms, charges)
-    units = {label: stated_unit(frames, f"{label}_unit") for label in ("energy", "length", "forces", "stress", "virial")}
     keys = Counter(chain.from_iterable(frames.headers))
     converted, names = with_units(
-        structures, section, stated=units, usual={"energy": "eV", "length": "angstrom"}, place=str(frames.path)
+        structures, section, stated=stated, usual={"energy": "eV", "length": "angstrom"}, place=str(frames.path)
     )
     return Part(
         converted,
