@@ -87,10 +87,13 @@ class Structures:
 
     def has(self, label: str) -> NDArray[np.bool_]:
         """Which structures carry a label completely: all its components, of all their atoms, (S,)."""
-        column = COLUMNS[label]
-        if is_constant(getattr(self, label)):
-            return np.full(len(self), bool(np.isfinite(getattr(self, label)[:1]).all()))
-        complete = np.isfinite(getattr(self, label)).reshape(-1, int(np.prod(column.shape))).all(axis=1)
+        column, values = COLUMNS[label], getattr(self, label)
+        if is_constant(values):
+            return np.full(len(self), bool(np.isfinite(values[:1]).all()))
+        known = np.isfinite(values)
+        if known.all():
+            return np.ones(len(self), dtype=bool)
+        complete = known.reshape(len(known), -1).all(axis=1)
         return np.logical_and.reduceat(complete, self.offsets[:-1]) if column.per_atom else complete
 
     def place(self, structure: int) -> str:
@@ -192,6 +195,8 @@ def ragged_arange(starts: Integers, counts: Integers) -> Integers:
 
 def concatenate(parts: Sequence[Structures]) -> Structures:
     """All structures of `parts` one after the other; file and subset indices are renumbered, group numbers are not."""
+    if len(parts) == 1:
+        return parts[0]
     files = _all_names(part.files for part in parts)
     names = _all_names(part.subset_names for part in parts)
     columns = {name: _joined([getattr(part, name) for part in parts]) for name in COLUMNS}

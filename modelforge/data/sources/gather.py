@@ -79,7 +79,8 @@ class Gatherer:
         counts.keys.update(part.keys)
         counts.columns.update(part.columns)
         counts.units.update(part.units)
-        counts.complete.update({label: int(part.structures.has(label).sum()) for label in LABELS})
+        for label in LABELS:
+            counts.complete[label] += int(np.count_nonzero(part.structures.has(label)))
         self.removals += [Removal(reason, self.names[file], len(which)) for reason, which in part.dropped.items()]
 
     def report(self) -> ReadReport:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelforge.data.sources.extxyz.header import Header, split_header
+from modelforge.data.sources.extxyz.header import Header, HeaderSplitter
 from modelforge.errors import UserError
 
 TEXT_SIZE = 2**25  # bytes of text at a time; as lines and arrays they take about three times as much memory
@@ -88,6 +88,7 @@ def cut(lines: list[bytes], *, path: Path, first_line: int, first_index: int) ->
     starts: list[int] = []
     num_atoms: list[int] = []
     headers: list[Header] = []
+    splitter = HeaderSplitter()
     end, total = 0, len(lines)
     while end < total:
         if lines[end].isspace():  # tolerated between frames and at the end of the file
@@ -103,7 +104,7 @@ def cut(lines: list[bytes], *, path: Path, first_line: int, first_index: int) ->
             break
         starts.append(end)
         num_atoms.append(count)
-        headers.append(split_header(lines[end + 1].decode(errors="replace").rstrip("\r\n")))
+        headers.append(splitter.split(lines[end + 1].decode(errors="replace").rstrip("\r\n")))
         end += 2 + count
     return Frames(path, lines, first_line, first_index, starts, num_atoms, headers), end
 

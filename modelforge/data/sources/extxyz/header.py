@@ -16,6 +16,9 @@ PAIR = re.compile(
 )
 PIECE = re.compile(rf"{ORDINARY}++|=|\\.|{QUOTED}")
 SPECIAL = re.compile(rf"(?!{ORDINARY}).", re.DOTALL)
+PLAIN_KEY = re.compile(rf"{ORDINARY}++")
+SIMPLE_VALUE = rf'"[^"\\]*+"|{ORDINARY}++'
+WORTH_A_PATTERN = 30  # headers with the same keys: it takes as long to make one as to search some fifty
 CLOSING = {'"': '"', "'": "'", "{": "}", "[": "]"}
 LIST_MARKS = str.maketrans(",[]", "   ")
 
@@ -29,6 +32,31 @@ def split_header(line: str) -> Header:
     if '"=' in line or "'=" in line:
         return {unquoted(key): value for key, value in header.items()}
     return header
+
+
+class HeaderSplitter:
+    """Splits the headers of a file: in a long row of those with the same keys, each is one match instead of a search.
+
+    The pattern is what `PAIR` makes of plain keys with plain values or ones in double quotes; other headers are searched.
+    """
+
+    def __init__(self) -> None:
+        self._keys: tuple[str, ...] = ()
+        self._row = 0
+        self._pattern: re.Pattern[str] | None = None
+
+    def split(self, line: str) -> Header:
+        """The pairs of the next header, as `split_header` finds them."""
+        if self._pattern is not None and (match := self._pattern.fullmatch(line)):
+            return dict(zip(self._keys, match.groups(), strict=True))
+        header = split_header(line)
+        keys = tuple(header)
+        self._row = self._row + 1 if keys == self._keys else 0
+        self._keys, self._pattern = keys, None
+        if self._row == WORTH_A_PATTERN and all(map(PLAIN_KEY.fullmatch, keys)):
+            pairs = r"\s++".join(rf"{re.escape(key)}=({SIMPLE_VALUE})" for key in keys)
+            self._pattern = re.compile(rf"\s*+{pairs}\s*+")
+        return header
 
 
 def unquoted(value: str) -> str:
