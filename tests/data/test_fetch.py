@@ -1,6 +1,7 @@
 """Data sets are fetched over HTTP from a local server: whole, damaged, absent, by two at once, and not twice."""
 
 import errno
+import fcntl
 import gzip
 import io
 import json
@@ -231,7 +232,7 @@ def without_locks(*_: object) -> None:
 
 
 def test_without_locks_two_that_fetch_the_same_file_do_not_damage_it(toy: SimpleNamespace, server: Answers, monkeypatch):
-    monkeypatch.setattr(arrival.fcntl, "flock", without_locks)
+    monkeypatch.setattr(fcntl, "flock", without_locks)
     server.midway = threading.Barrier(2, timeout=10).wait
     with ThreadPoolExecutor() as pool:
         fetched = [pool.submit(toy.fetch) for _ in range(2)]
@@ -241,7 +242,7 @@ def test_without_locks_two_that_fetch_the_same_file_do_not_damage_it(toy: Simple
 
 
 def test_without_locks_a_broken_transfer_goes_on_in_the_next_call(toy: SimpleNamespace, server: Answers, monkeypatch):
-    monkeypatch.setattr(arrival.fcntl, "flock", without_locks)
+    monkeypatch.setattr(fcntl, "flock", without_locks)
     server.break_after = [40_000] + [0] * 10
     with pytest.raises(UserError, match="40000 bytes have arrived"):
         toy.fetch()

@@ -57,8 +57,8 @@ def compiled(request) -> Iterator[CompiledStep]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", lambda graph, **options: real(graph, backend=DTYPES[dtype], **options))
         step = CompiledStep(small_model(dtype), LOSS, batch(4, dtype), weights(dtype))
-        yield step
-        assert step.failure is None, "an eager result in the place of a compiled one agrees with anything"
+    yield step
+    assert step.failure is None, "an eager result in the place of a compiled one agrees with anything"
 
 
 @pytest.mark.parametrize("num_structures", SIZES)

@@ -5,7 +5,6 @@ what has arrived by renaming the folder, works in a folder of its own, and gives
 """
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from uuid import uuid4
 
 from rich.filesize import decimal
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
+from modelforge.files import locked
 
 
 @contextmanager
@@ -25,7 +24,7 @@ def arrival_folder(place: Path, name: str, *, say: Callable[[str], None]) -> Ite
     It is removed with all that is in it when the block ends; if the block fails, what has arrived is there in the next call.
     """
     shared = place / f"{name}.arriving"
-    with _locked(place / f".{name}.lock", say) as alone:
+    with locked(place / f".{name}.lock", lambda: say("another process fetches the same file; waiting for it")) as alone:
         own = shared if alone else place / f"{name}.arriving.{uuid4().hex}"
         own.mkdir(exist_ok=True)
         if not alone:
@@ -56,20 +55,3 @@ def _leave(own: Path, shared: Path) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         shutil.rmtree(own)
-
-
-@contextmanager
-def _locked(path: Path, say: Callable[[str], None]) -> Iterator[bool]:
-    """Whether this process has the lock; False where the file system knows no locks. A dead process has none."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another process fetches the same file; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            yield False
-            return
-        yield True

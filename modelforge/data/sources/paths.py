@@ -49,3 +49,13 @@ def absence(pattern: str, place: Path) -> str:
     if not place.parent.is_dir():
         return f"{message}, {'but ' if looked_for else ''}there is no folder {place.parent}"
     return message + did_you_mean(place.name, sorted(path.name for path in place.parent.iterdir()))
+
+
+def require_file(path: Path, what: str) -> None:
+    """Refuse what is no file, or cannot be read; `what` it must be, such as "an HDF5 file"."""
+    if path.is_dir():
+        raise UserError(f"{path}: must be {what} (got a folder)")
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file (looked for {path.absolute()})")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: must be readable (got a file without the permission to read it)")

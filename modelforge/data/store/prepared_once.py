@@ -5,17 +5,16 @@ nothing breaks where locks do not work (some network disks) rests on the renamin
 """
 
 import errno
-import fcntl
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from modelforge.data.store.columns import INDEX
 from modelforge.errors import UserError
+from modelforge.files import locked
 
 Say = Callable[[str], None]
 
@@ -35,7 +34,9 @@ def prepared_once(folder: Path, make: Callable[[Path], None], *, what: str, say:
         if (folder / INDEX).exists():
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f"{folder.name}.lock"), say) as alone:
+        with locked(
+            folder.with_name(f"{folder.name}.lock"), lambda: say("another process prepares the same data; waiting for it")
+        ) as alone:
             if not (folder / INDEX).exists():
                 say(what)
                 _make(folder, make, alone=alone)
@@ -79,23 +80,6 @@ def _is_left(temporary: Path) -> bool:
     except FileNotFoundError:  # somebody is at work there
         return False
     return time.time() - changed > ABANDONED
-
-
-@contextmanager
-def _locked(path: Path, say: Say) -> Iterator[bool]:
-    """Whether this process has the lock; False where the file system knows no locks. A dead process has none."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another process prepares the same data; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
-                raise
-            yield False
-            return
-        yield True
 
 
 def _unwritable(made: Path, error: OSError, key: str) -> UserError:

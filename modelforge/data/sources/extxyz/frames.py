@@ -3,12 +3,12 @@
 Legend: F frames that were read together. Files are read in pieces of whole frames, so that memory stays bounded.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelforge.data.sources.extxyz.header import Header, HeaderSplitter
+from modelforge.data.sources.paths import require_file
 from modelforge.errors import UserError
 
 TEXT_SIZE = 2**25  # bytes of text at a time; as lines and arrays they take about three times as much memory
@@ -68,12 +68,7 @@ def read_frames(path: Path, *, text_size: int = TEXT_SIZE) -> Iterator[Frames]:
 
 def check_is_text(path: Path) -> None:
     """Refuse what cannot be read as lines of text."""
-    if path.is_dir():
-        raise UserError(f"{path}: must be an extended-XYZ file (got a folder)")
-    if not path.exists():
-        raise UserError(f"{path}: there is no such file (looked for {path.absolute()})")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{path}: must be readable (got a file without the permission to read it)")
+    require_file(path, "an extended-XYZ file")
     with path.open("rb") as file:
         start = file.read(4096)
     for magic, name in COMPRESSED.items():

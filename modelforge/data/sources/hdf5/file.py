@@ -4,7 +4,6 @@ Whatever the library raises becomes a `UserError` that names the file, the group
 """
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import h5py
 import numpy as np
 
 from modelforge.data.sources.blocks.shapes import Shape, num_bytes, printable
+from modelforge.data.sources.paths import require_file
 from modelforge.data.structures import Array
 from modelforge.errors import UserError
 
@@ -188,12 +188,7 @@ class faults_at:
 
 
 def _check_is_hdf5(path: Path) -> None:
-    if path.is_dir():
-        raise UserError(f"{path}: must be an HDF5 file (got a folder)")
-    if not path.exists():
-        raise UserError(f"{path}: there is no such file (looked for {path.absolute()})")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{path}: must be readable (got a file without the permission to read it)")
+    require_file(path, "an HDF5 file")
     with faults_at(str(path)):
         is_hdf5 = h5py.is_hdf5(path)
     if not is_hdf5:

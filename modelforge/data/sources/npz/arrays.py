@@ -1,6 +1,5 @@
 """Arrays of an npz file, row by row: numpy itself would read each of them whole. Nothing is unpickled or evaluated."""
 
-import os
 import re
 import struct
 import zipfile
@@ -14,6 +13,7 @@ from typing import IO
 import numpy as np
 
 from modelforge.data.sources.blocks.shapes import Shape, num_bytes, printable
+from modelforge.data.sources.paths import require_file
 from modelforge.data.structures import Array
 from modelforge.errors import UserError
 
@@ -206,12 +206,7 @@ def _headers(archive: zipfile.ZipFile, path: Path) -> dict[str, NpzArray]:
 
 
 def _check_is_npz(path: Path) -> None:
-    if path.is_dir():
-        raise UserError(f"{path}: must be an npz file (got a folder)")
-    if not path.exists():
-        raise UserError(f"{path}: there is no such file (looked for {path.absolute()})")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{path}: must be readable (got a file without the permission to read it)")
+    require_file(path, "an npz file")
     with path.open("rb") as file:
         start = file.read(6)
     if not start.startswith(b"PK"):
