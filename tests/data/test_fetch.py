@@ -22,7 +22,7 @@ from ase.data import atomic_numbers
 from file_server import PACKED, Answers, archive_of, hdf5_file, md5, npz_file
 from rich.console import Console
 
-from modelforge.data.fetching import arrival, meter
+from modelforge.data.fetching import meter
 from modelforge.data.fetching.fetch import fetch, path_of
 from modelforge.data.fetching.registry import DATA_SETS, DataSet, RemoteFile, find
 from modelforge.errors import UserError
