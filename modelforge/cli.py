@@ -36,7 +36,7 @@ Files = Annotated[
 ]
 DataSettings = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", help='A key of [dataset], such as energy_unit="kcal/mol"; repeatable.', metavar="KEY=VALUE"),
+    typer.Option("--set", "-s", help='A key of \\[dataset], such as energy_unit="kcal/mol"; repeatable.', metavar="KEY=VALUE"),
 ]
 RunFolder = Annotated[Path | None, typer.Option(help="Where the run goes (runtime.run_folder).", metavar="DIR")]
 

@@ -20,11 +20,12 @@ from modelforge.data.detection import format_of, load_data
 from modelforge.data.order import EvaluationBatches
 from modelforge.data.sources.extxyz.writer import write_extxyz
 from modelforge.data.sources.file_source import FileSource
-from modelforge.data.sources.gather import read
 from modelforge.data.sources.mixed import Mixed
 from modelforge.data.sources.read_report import Reading
 from modelforge.data.sources.source import DataSource, SourceFiles
 from modelforge.data.sources.stored import Stored
+from modelforge.data.store.opening import cache_folder, open_files
+from modelforge.data.store.prepared_once import silent
 from modelforge.data.structures import Floats, Structures
 from modelforge.errors import UserError
 from modelforge.files import write_text
@@ -49,16 +50,25 @@ class Evaluation:
 
 
 def evaluate(
-    trained: TrainedPotential, structures: Structures, *, batch_size: int = 64, device: torch.device | str = "cpu"
+    trained: TrainedPotential,
+    structures: Structures,
+    *,
+    batch_size: int = 64,
+    max_edges: int | None = None,
+    max_atoms: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> Evaluation:
-    """Predict energies, forces and, in periodic structures, stress; errors against the labels that there are."""
+    """Predict energies, forces and, in periodic structures, stress; errors against the labels that there are.
+
+    Batches have `batch_size` structures, or stay within the budgets of edges and atoms if there is one.
+    """
     _refuse_unknown_elements(trained, structures)
     constants = trained.constants()
     model = trained.model.to(device).eval()
     sums = ErrorSums(len(structures.subset_names), over_processes=False).to(device)
     with_stress = bool(structures.periodic.all(axis=1).any())
     predictions: list[Prediction] = []
-    for batch in _batches(trained, structures, batch_size):
+    for batch in _batches(trained, structures, batch_size=batch_size, max_edges=max_edges, max_atoms=max_atoms):
         moved = batch.to(torch.device(device))
         prediction = model(moved.graph, stress=with_stress)
         sums.update(prediction, moved)
@@ -75,11 +85,13 @@ def evaluate(
     )
 
 
-def _batches(trained: TrainedPotential, structures: Structures, batch_size: int) -> Iterator[Batch]:
+def _batches(
+    trained: TrainedPotential, structures: Structures, *, batch_size: int, max_edges: int | None, max_atoms: int | None
+) -> Iterator[Batch]:
     """All structures in order; edges are found for a piece at a time, so that memory stays bounded."""
     for piece in structures.pieces(ATOMS_AT_A_TIME):
         table = structure_table(piece, cutoff=trained.cutoff, self_energies=trained.constants(), dtype=trained.dtype)
-        yield from EvaluationBatches(table, batch_size)
+        yield from EvaluationBatches(table, batch_size, max_edges=max_edges, max_atoms=max_atoms)
 
 
 def evaluate_files(model: Path, data: Sequence[str], *, out: Path | None = None, device: str = "cpu") -> dict[str, Any]:
@@ -89,7 +101,8 @@ def evaluate_files(model: Path, data: Sequence[str], *, out: Path | None = None,
     """
     trained = load_potential(model, device=_device(device))
     files = _files(trained.dataset, data)
-    paths, reading = files.paths, read([files])
+    paths, cache = files.paths, cache_folder(trained.dataset.cache_folder)
+    reading = open_files([files], cache=cache, say=silent).reading
     evaluation = evaluate(trained, reading.structures, device=device)
     folder = out or (model if model.is_dir() else model.parent) / "evaluation" / paths[0].stem
     results = {
@@ -188,8 +201,12 @@ def _refuse_unknown_elements(trained: TrainedPotential, structures: Structures) 
 
 
 def _notes(trained: TrainedPotential, structures: Structures) -> tuple[str, ...]:
-    counts = element_counts(structures.num_atoms, structures.atomic_numbers, trained.elements)
-    num_open = int((~is_determined(trained.self_energies, counts)).sum())
+    if not len(trained.self_energies.undetermined):
+        return ()
+    num_open = 0
+    for piece in structures.pieces():
+        counts = element_counts(piece.num_atoms, piece.atomic_numbers, trained.elements)
+        num_open += int((~is_determined(trained.self_energies, counts)).sum())
     if not num_open:
         return ()
     return (

@@ -17,6 +17,8 @@ FREE_KEYS = (
     "training.max_time",
     "training.early_stopping.",
     "training.evaluation_batch_size",
+    "dataset.cache_folder",
+    "dataset.audit",
 )
 FIXED_RUNTIME_KEYS = ("runtime.seed", "runtime.precision")
 

@@ -124,11 +124,18 @@ def finish(run: Run) -> Results:
     """Test the best weights, write the product and the results."""
     trained = best_potential(run)
     save_potential(run.folder.path / FILE_NAME, trained)
-    device = run.task.device
+    device, training = run.task.device, run.experiment.training
     metrics: dict[str, Any] = {}
     for name, (structures, members) in run.data.evaluated_sets().items():
         structures = structures.take(members) if len(members) < len(structures) else structures
-        evaluation = evaluate(trained, structures, batch_size=run.experiment.training.evaluation_batch_size, device=device)
+        evaluation = evaluate(
+            trained,
+            structures,
+            batch_size=training.evaluation_batch_size,
+            max_edges=training.max_edges,
+            max_atoms=training.max_atoms,
+            device=device,
+        )
         metrics[name] = evaluation.metrics
         write_predictions(run.folder.predictions(name), structures, evaluation)
         for note in evaluation.notes:

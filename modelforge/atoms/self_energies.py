@@ -86,7 +86,8 @@ def fit_compositions(
 
 def _minimum_norm(rows: Floats, values: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """Weighted least squares of minimum norm, and the null space of the rows; one step of iterative refinement."""
-    left, singular, right = np.linalg.svd(rows * weights[:, None], full_matrices=True)
+    weighted = rows * weights[:, None]  # (C, Z); the null space needs all right vectors, the left ones would be (C, C)
+    left, singular, right = np.linalg.svd(weighted, full_matrices=len(rows) < rows.shape[1])
     rank = int((singular > SMALLEST_SINGULAR_VALUE * singular[0]).sum())
 
     def solve(residual: Floats) -> Floats:

@@ -64,18 +64,3 @@ STRESS_IN_EV_PER_CUBIC_ANGSTROM: dict[StressUnit, float] = {
 def energy_in_ev(unit: EnergyUnit) -> float:
     """How many eV one `unit` is."""
     return ENERGY_IN_EV[unit]
-
-
-def length_in_angstrom(unit: LengthUnit) -> float:
-    """How many angstrom one `unit` is."""
-    return LENGTH_IN_ANGSTROM[unit]
-
-
-def force_in_ev_per_angstrom(unit: ForceUnit) -> float:
-    """How many eV/angstrom one `unit` is."""
-    return FORCE_IN_EV_PER_ANGSTROM[unit]
-
-
-def stress_in_ev_per_cubic_angstrom(unit: StressUnit) -> float:
-    """How many eV/angstrom^3 one `unit` is."""
-    return STRESS_IN_EV_PER_CUBIC_ANGSTROM[unit]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,9 +19,10 @@ from modelforge.atoms.units import (
 )
 from modelforge.data.audit.audit import Audit, audit
 from modelforge.data.audit.declared_units import DeclaredUnits
+from modelforge.data.audit.duplicates import Selection
 from modelforge.data.audit.figures import Figures
 from modelforge.data.audit.findings import Finding
-from modelforge.data.audit.sets import SetsAudit
+from modelforge.data.audit.sets import Overlap, SetsAudit, audit_sets
 from modelforge.data.sources.read_report import ReadReport
 from modelforge.data.store.opening import OpenedData
 from modelforge.data.structures import Integers
@@ -30,7 +31,7 @@ from modelforge.files import write_text
 
 AnyUnit = TypeVar("AnyUnit", bound=str)
 IMPOSSIBLE = "dataset.path"  # the key of findings that no experiment can want, such as two atoms in one place
-VERSION = 2  # of the audit: results of another version are not used
+VERSION = 3  # of the audit: results of another version are not used
 
 
 @dataclass(frozen=True)
@@ -71,30 +72,61 @@ class AuditedSets:
 
 
 def audit_opened(opened: OpenedData, chosen: Integers, *, cache: Path) -> Audit:
-    """The audit of some structures; that of mapped data, which takes longer, is kept beside them."""
+    """The audit of some structures; that of mapped data, which takes longer, is kept."""
     declared = declared_units(opened.report)
-    if opened.columns is None:
-        return audit(opened.structures, chosen, declared=declared)
-    digest = hashlib.blake2b(np.sort(chosen).tobytes(), digest_size=8).hexdigest()
-    kept = cache / "audits" / f"{opened.content_hash}-{digest}-{VERSION}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        told = json.loads(kept.read_text(encoding="utf-8"))
-        if told["declared"] == asdict(declared):
-            return Audit(Figures(**told["figures"]), tuple(Finding(**finding) for finding in told["findings"]))
+    kept = cache / "audits" / f"{_key(opened, np.sort(chosen), declared)}.json"
+    if opened.columns is not None and (told := _read(kept)) is not None:
+        with suppress(KeyError, TypeError):
+            return Audit(Figures(**told["figures"]), _findings(told))
     found = audit(opened.structures, chosen, declared=declared)
-    told = {
-        "declared": asdict(declared),
-        "figures": found.figures.to_json(),
-        "findings": [asdict(finding) for finding in found.findings],
-    }
-    with suppress(OSError):  # then it is done again next time
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_text(kept, json.dumps(told))
+    if opened.columns is not None:
+        _keep(kept, {"figures": found.figures.to_json(), "findings": [asdict(finding) for finding in found.findings]})
     return found
 
 
+def audit_overlaps(
+    opened: OpenedData, training: Integers, others: Mapping[str, tuple[OpenedData, Integers]], *, cache: Path
+) -> SetsAudit:
+    """The audit of the sets against each other; that of mapped data is kept."""
+    keys = [_key(opened, training), *(f"{name} {_key(some, members)}" for name, (some, members) in others.items())]
+    kept = cache / "audits" / f"{hashlib.blake2b(' '.join(keys).encode(), digest_size=16).hexdigest()}.json"
+    if opened.columns is not None and (told := _read(kept)) is not None:
+        with suppress(KeyError, TypeError):
+            return SetsAudit({name: Overlap(**counts) for name, counts in told["overlaps"].items()}, _findings(told))
+    selections = {name: Selection(some.structures, members) for name, (some, members) in others.items()}
+    found = audit_sets(Selection(opened.structures, training), selections)
+    if opened.columns is not None:
+        _keep(kept, {"overlaps": found.to_json(), "findings": [asdict(finding) for finding in found.findings]})
+    return found
+
+
+def _key(opened: OpenedData, chosen: Integers, declared: DeclaredUnits | None = None) -> str:
+    """What an audit depends on; the names of files are in its words."""
+    told = f"{VERSION} {opened.content_hash} {opened.structures.files} {declared}"
+    return hashlib.blake2b(told.encode() + chosen.tobytes(), digest_size=16).hexdigest()
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    with suppress(OSError, ValueError):
+        told: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return told
+    return None
+
+
+def _keep(path: Path, told: Mapping[str, object]) -> None:
+    with suppress(OSError):  # then it is done again next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(told))
+
+
+def _findings(told: Mapping[str, Any]) -> tuple[Finding, ...]:
+    return tuple(Finding(**finding) for finding in told["findings"])
+
+
 def declared_units(report: ReadReport) -> DeclaredUnits:
-    """The units that the labels were converted from, by the names that an experiment gives them."""
+    """The units that the labels were converted from, by the names that an experiment gives them; ours if there are several."""
+    if any(len({origin.unit for origin in report.origins_of(label)}) > 1 for label in ("energy", "forces", "stress")):
+        return DeclaredUnits()
     units = {origin.label: origin.unit.partition(" (")[0] for origin in report.origins}
     return DeclaredUnits(
         energy=_named(units.get("energy", ""), "energy", ENERGY_IN_EV) or "eV",

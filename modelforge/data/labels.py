@@ -1,8 +1,11 @@
 """Which labels there are: a label with a weight in the loss must be somewhere, and what is missing is said."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from modelforge.data.sources.read_report import ReadReport
+from modelforge.data.sources.source import DataSource
 from modelforge.data.structures import Integers, Structures
 from modelforge.errors import UserError
 
@@ -25,16 +28,50 @@ def require_labels(report: ReadReport, weights: Mapping[str, float]) -> None:
 
 
 def require_training_labels(
-    structures: Structures, training: Integers, report: ReadReport, weights: Mapping[str, float]
+    structures: Structures,
+    training: Integers,
+    report: ReadReport,
+    weights: Mapping[str, float],
+    subset_weights: Mapping[str, float],
 ) -> None:
-    """A label with a weight must be in the training set."""
+    """A label with a weight must be in the training set, in a structure whose own weight is above 0."""
+    factors = np.array([subset_weights.get(name, 1.0) for name in structures.subset_names])
+    weighing = training[structures.weight[training] * factors[structures.subset[training]] > 0]
+    if not len(weighing):
+        raise UserError("dataset.subset_weights: all training structures have the weight 0; give some of them another")
     for label, weight in weights.items():
-        if not _any(structures, training, label):
+        if not _any(structures, weighing, label):
             origin = report.origins_of(label)[0]
             raise UserError(
                 f"dataset.{origin.option}: {origin.key!r} is missing or NaN in all structures of the training set, but "
                 f"training.loss.{label}_weight is {weight:g}; name another key, or set the weight to 0"
             )
+
+
+def refuse_absent_keys(source: DataSource, report: ReadReport) -> None:
+    """A key that the experiment names must be somewhere; that a usual one is nowhere means nothing."""
+    named = {
+        f"{table}{option}"
+        for table, section in _sections(source)
+        for option in section.model_fields_set
+        if getattr(section, option) != type(section).model_fields[option].default  # a resolved experiment names them all
+    }
+    problems = [
+        f"dataset.{origin.option}: {report.absence(origin)}; remove the key, or name another"
+        for origin in report.origins
+        if origin.option in named and not origin.num_carriers
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _sections(source: DataSource) -> Iterator[tuple[str, DataSource]]:
+    """The sections whose keys name labels, with the table that they stand in below `[dataset]`."""
+    sources = getattr(source, "sources", None)
+    if isinstance(sources, Mapping):
+        yield from ((f"sources.{name}.", section) for name, section in sources.items())
+    else:
+        yield "", source
 
 
 def missing_label_notes(report: ReadReport) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from modelforge.atoms.graph import Batch
 from modelforge.data.batches import StructureTable
+from modelforge.data.packing import evaluation_batches
 
 
 class Order(Protocol):
@@ -80,13 +81,37 @@ class TrainingBatches:
 
 
 class EvaluationBatches:
-    """All members of a set in order; each process takes its share, none is seen twice."""
+    """All members of a set in order; each process takes its share, none is seen twice.
+
+    A batch has at most `batch_size` structures, or stays within budgets of edges and atoms, if there is one.
+    """
 
     def __init__(
-        self, table: StructureTable, batch_size: int, *, rank: int = 0, num_processes: int = 1, members: Tensor | None = None
+        self,
+        table: StructureTable,
+        batch_size: int,
+        *,
+        max_edges: int | None = None,
+        max_atoms: int | None = None,
+        rank: int = 0,
+        num_processes: int = 1,
+        members: Tensor | None = None,
     ) -> None:
-        chosen = (torch.arange(len(table)) if members is None else members)[rank::num_processes]
-        self.table, self.chosen = table, [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
+        members = torch.arange(len(table)) if members is None else members
+        self.table = table
+        if max_edges or max_atoms:
+            places = evaluation_batches(
+                table.num_edges[members].numpy(),
+                table.num_atoms[members].numpy(),
+                max_edges=max_edges,
+                max_atoms=max_atoms,
+                rank=rank,
+                num_processes=num_processes,
+            )
+        else:
+            own = torch.arange(len(members))[rank::num_processes]
+            places = list(torch.split(own, batch_size)) if len(own) else []
+        self.chosen = [members[place] for place in places]
 
     def __len__(self) -> int:
         return len(self.chosen)

@@ -69,6 +69,7 @@ class PackedOrder:
         self._taken = self._shares.taken[:, self._packed]  # (2, N)
         self._exact, self._coarse = exact_priority(self._taken), coarse_priority(self._taken, self._shares.full)
         self._num_batches = self._smallest_number_of_batches()
+        self._last: tuple[int, list[Tensor]] | None = None
 
     @property
     def num_structures(self) -> int:
@@ -87,6 +88,11 @@ class PackedOrder:
 
     def epoch(self, epoch: int) -> list[Tensor]:
         """The batches of an epoch for this process, in order: int64 indices of structures."""
+        if self._last is None or self._last[0] != epoch:  # a long epoch is asked for again after each validation in it
+            self._last = epoch, self._epoch(epoch)
+        return self._last[1]
+
+    def _epoch(self, epoch: int) -> list[Tensor]:
         random = self._random(epoch)
         structures, packing = self._with_all(self._packing(random), random)
         schedule = shuffled_steps(packing.filled, self.num_processes, random)  # (steps, num_processes)

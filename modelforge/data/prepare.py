@@ -10,18 +10,16 @@ from pathlib import Path
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
-from modelforge.data.audit.duplicates import Selection
-from modelforge.data.audit.sets import audit_sets
-from modelforge.data.audited import AuditedSets, audit_opened
+from modelforge.data.audited import AuditedSets, audit_opened, audit_overlaps
 from modelforge.data.batches import sum_of_constants
 from modelforge.data.filter import element_table, filtered, refuse_unknown_subsets
-from modelforge.data.labels import missing_label_notes, require_labels, require_training_labels
+from modelforge.data.labels import missing_label_notes, refuse_absent_keys, require_labels, require_training_labels
 from modelforge.data.reference import Reference, energies_of_isolated_atoms, isolated_atoms, reference_of
 from modelforge.data.sources.gather import read
 from modelforge.data.sources.paths import expand_paths
 from modelforge.data.sources.read_report import ReadReport, Removal
 from modelforge.data.sources.source import DataSource
-from modelforge.data.split import Split, load_split, save_split, split
+from modelforge.data.split import Split, load_split, origin_of_split, save_split, split
 from modelforge.data.store.opening import OpenedData, cache_folder, open_files
 from modelforge.data.store.prepared_once import Say, silent
 from modelforge.data.structures import Integers, Structures
@@ -56,7 +54,8 @@ class PreparedData:
 
     def evaluated_sets(self) -> dict[str, tuple[Structures, Integers]]:
         """Every set that is not trained on, as structures and the indices of its members."""
-        return evaluated_sets(self.structures, self.split, self.tests)
+        found = _evaluated(self.opened, self.split, self.tests)
+        return {name: (opened.structures, members) for name, (opened, members) in found.items()}
 
 
 def prepare(
@@ -71,16 +70,21 @@ def prepare(
     opened = open_files(source.training_files(), cache=cache, say=say)
     structures, report = opened.structures, opened.report
     require_labels(report, weights)
+    refuse_absent_keys(source, report)
     refuse_unknown_subsets(source.subset_weights, structures.subset_names, key="dataset.subset_weights")
     kept, removals = filtered(source.filter, structures)
     atoms, usable, atom_notes = _isolated_atoms(source, structures, kept)
-    found = _split(source, structures, usable, split_file, opened.content_hash)
+    drawn_from = {"data_hash": opened.content_hash, "origin": origin_of_split(source.split, structures, usable)}
+    is_drawn = split_file is not None and split_file.exists()
+    found = load_split(split_file, **drawn_from) if split_file and is_drawn else split(source.split, structures, usable)
     tests = _tests(source, opened, found, cache, say)
-    require_training_labels(structures, found.train, report, weights)
+    require_training_labels(structures, found.train, report, weights, source.subset_weights)
     elements = _elements(structures, found, tests)
     audited = _audited(opened, found, tests, cache)
     audited.stop_if_found(source.audit)
     reference = reference_of(source.self_energies, structures, found.train, elements, atoms)
+    if split_file and not is_drawn:  # only now, as no check has stopped the run
+        save_split(split_file, found, **drawn_from)
     audit_notes = (f"{finding.key}: {finding.message}" for finding in audited.findings())
     return PreparedData(
         opened,
@@ -93,29 +97,25 @@ def prepare(
         audited,
         source.subset_weights,
         cache,
-        (*atom_notes, *reference.notes, *missing_label_notes(report), *audit_notes),
+        (*atom_notes, *_group_notes(source, structures), *reference.notes, *missing_label_notes(report), *audit_notes),
     )
-
-
-def evaluated_sets(
-    structures: Structures, found: Split, tests: Mapping[str, OpenedData]
-) -> dict[str, tuple[Structures, Integers]]:
-    """Every set that is not trained on, as structures and the indices of its members."""
-    sets = {"validation": (structures, found.validation)}
-    if len(found.test):
-        sets["test"] = (structures, found.test)
-    return sets | {name: (test.structures, np.arange(len(test.structures))) for name, test in tests.items()}
 
 
 def _audited(opened: OpenedData, found: Split, tests: Mapping[str, OpenedData], cache: Path) -> AuditedSets:
-    structures = opened.structures
     used = np.concatenate(list(found.sets().values()))
-    others = {name: Selection(*members) for name, members in evaluated_sets(structures, found, tests).items()}
     return AuditedSets(
         audit_opened(opened, used, cache=cache),
         {name: audit_opened(test, np.arange(len(test.structures)), cache=cache) for name, test in tests.items()},
-        audit_sets(Selection(structures, found.train), others),
+        audit_overlaps(opened, found.train, _evaluated(opened, found, tests), cache=cache),
     )
+
+
+def _evaluated(opened: OpenedData, found: Split, tests: Mapping[str, OpenedData]) -> dict[str, tuple[OpenedData, Integers]]:
+    """Every set that is not trained on, as opened data and the indices of its members."""
+    sets = {"validation": (opened, found.validation)}
+    if len(found.test):
+        sets["test"] = (opened, found.test)
+    return sets | {name: (test, np.arange(len(test.structures))) for name, test in tests.items()}
 
 
 def _isolated_atoms(
@@ -145,15 +145,6 @@ def _isolated_atoms(
     return found, np.setdiff1d(kept, taken), (note,)
 
 
-def _split(source: DataSource, structures: Structures, usable: Integers, split_file: Path | None, data_hash: str) -> Split:
-    if split_file is not None and split_file.exists():
-        return load_split(split_file, data_hash)
-    found = split(source.split, structures, usable)
-    if split_file is not None:
-        save_split(split_file, found, data_hash)
-    return found
-
-
 def _tests(source: DataSource, opened: OpenedData, found: Split, cache: Path, say: Say) -> dict[str, OpenedData]:
     tests = {}
     for name, files in source.test_files().items():
@@ -169,6 +160,17 @@ def _tests(source: DataSource, opened: OpenedData, found: Split, cache: Path, sa
             'dataset.test_paths.test: the name "test" is taken by the set that dataset.split cuts out; choose another'
         )
     return tests
+
+
+def _group_notes(source: DataSource, structures: Structures) -> tuple[str, ...]:
+    """Whether structures that belong together are drawn one by one."""
+    num_groups = len(np.unique(structures.group))
+    if source.split.strategy != "random" or num_groups == len(structures):
+        return ()
+    return (
+        f"the {len(structures)} structures belong to {num_groups} groups, such as molecules, but dataset.split.strategy = "
+        '"random" draws structures: those of a group get into different sets; set it to "group" to keep them together',
+    )
 
 
 def _elements(structures: Structures, found: Split, tests: Mapping[str, OpenedData]) -> tuple[int, ...]:

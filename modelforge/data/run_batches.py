@@ -10,6 +10,7 @@ from modelforge.data.packing import PackedOrder
 from modelforge.data.prepare import PreparedData
 from modelforge.data.store.content_hash import content_hash
 from modelforge.data.store.prepared_once import Say, silent
+from modelforge.errors import UserError
 
 WORTH_A_COPY = 4  # of the structures: where at most every fourth is used, those are copied and the others left alone
 
@@ -32,7 +33,12 @@ class RunBatches:
         num_processes: int = 1,
         say: Say = silent,
     ) -> None:
-        self.data = data
+        if len(data.split.validation) < num_processes:
+            raise UserError(
+                f"dataset.split: leaves {len(data.split.validation)} structures for validation, fewer than the {num_processes} "
+                "processes; give validation a larger share, or use fewer devices"
+            )
+        self.data, self.max_edges, self.max_atoms = data, max_edges, max_atoms
         self.evaluation_batch_size, self.rank, self.num_processes = evaluation_batch_size, rank, num_processes
         self.table, self.members, self.validation_members = _table(data, cutoff=cutoff, dtype=dtype, say=say)
         self.order: BatchOrder | PackedOrder = BatchOrder(len(self.members), batch_size, seed, rank, num_processes)
@@ -58,8 +64,15 @@ class RunBatches:
 
     def validation(self) -> EvaluationBatches:
         """The validation set."""
-        share = {"rank": self.rank, "num_processes": self.num_processes}
-        return EvaluationBatches(self.table, self.evaluation_batch_size, members=self.validation_members, **share)
+        return EvaluationBatches(
+            self.table,
+            self.evaluation_batch_size,
+            max_edges=self.max_edges,
+            max_atoms=self.max_atoms,
+            rank=self.rank,
+            num_processes=self.num_processes,
+            members=self.validation_members,
+        )
 
     def oversized(self) -> list[str]:
         """`file:index` of the training structures that alone exceed the budget of a batch: each is a batch of its own."""

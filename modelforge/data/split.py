@@ -4,6 +4,7 @@ of the data it indexes.
 S structures.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,18 +192,32 @@ def _by_files(section: SplitSection, structures: Structures, usable: Integers) -
     return [usable[~validation & ~test], usable[validation], usable[test & ~validation]]
 
 
-def save_split(path: Path, found: Split, data_hash: str) -> None:
-    """Write the split with the hash of its data, at once or not at all."""
+def origin_of_split(section: SplitSection, structures: Structures, usable: Integers) -> str:
+    """A digest of what a split is drawn from besides labels and geometry: options, usable structures, groups and subsets."""
+    digest = hashlib.blake2b(section.model_dump_json().encode(), digest_size=16)
+    names = np.array(structures.subset_names)
+    for column in (usable, structures.group):
+        digest.update(np.ascontiguousarray(column, dtype=np.int64).tobytes())
+    # names, not numbers: files in another order number subsets otherwise
+    hashes = [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) for name in names.tolist()]
+    digest.update(np.array(hashes, dtype=np.uint64)[structures.subset].tobytes())
+    return digest.hexdigest()
+
+
+def save_split(path: Path, found: Split, *, data_hash: str, origin: str) -> None:
+    """Write the split with the hash of its data and of what it was drawn from, at once or not at all."""
+    sets = found.sets()
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, data_hash=np.array(data_hash), train=found.train, validation=found.validation, test=found.test)
+        np.savez(file, data_hash=np.array(data_hash), origin=np.array(origin), **sets)  # type: ignore[arg-type]  # of numpy
 
 
-def load_split(path: Path, data_hash: str) -> Split:
-    """The split of an earlier start; an error if the data have changed since."""
+def load_split(path: Path, *, data_hash: str, origin: str) -> Split:
+    """The split of an earlier start; an error if the data, or what is drawn from them, have changed since."""
+    remedy = "so the run cannot go on with them. Restore {}, or start a new run with another runtime.run_folder"
     with np.load(path, allow_pickle=False) as saved:
         if str(saved["data_hash"]) != data_hash:
-            raise UserError(
-                f"{path}: the data files have changed since this run drew its split, so the run cannot go on with them. "
-                "Restore the files, or start a new run with another runtime.run_folder"
-            )
+            raise UserError(f"{path}: the data files have changed since this run drew its split, {remedy.format('the files')}")
+        if str(saved["origin"]) != origin:
+            what = "groups, subsets, or the structures that dataset.filter and dataset.split choose"
+            raise UserError(f"{path}: {what} have changed since this run drew its split, {remedy.format('them')}")
         return Split(**{name: saved[name] for name in SETS})

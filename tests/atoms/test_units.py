@@ -15,9 +15,6 @@ from modelforge.atoms.units import (
     LengthUnit,
     StressUnit,
     energy_in_ev,
-    force_in_ev_per_angstrom,
-    length_in_angstrom,
-    stress_in_ev_per_cubic_angstrom,
 )
 
 ASE = ase.units.create_units("2018")
@@ -41,13 +38,13 @@ def test_energies_agree_with_ase(unit: EnergyUnit) -> None:
 
 @pytest.mark.parametrize("unit", get_args(LengthUnit))
 def test_lengths_agree_with_ase(unit: LengthUnit) -> None:
-    assert length_in_angstrom(unit) == pytest.approx(ASE_LENGTHS[unit], rel=CODATA)
+    assert LENGTH_IN_ANGSTROM[unit] == pytest.approx(ASE_LENGTHS[unit], rel=CODATA)
 
 
 @pytest.mark.parametrize("unit", get_args(ForceUnit))
 def test_forces_agree_with_ase(unit: ForceUnit) -> None:
     energy, length = unit.rsplit("/", 1)
-    assert force_in_ev_per_angstrom(unit) == pytest.approx(ASE_ENERGIES[energy] / ASE_LENGTHS[length], rel=CODATA)
+    assert FORCE_IN_EV_PER_ANGSTROM[unit] == pytest.approx(ASE_ENERGIES[energy] / ASE_LENGTHS[length], rel=CODATA)
 
 
 @pytest.mark.parametrize("unit", get_args(StressUnit))
@@ -57,13 +54,13 @@ def test_stresses_agree_with_ase(unit: StressUnit) -> None:
     else:
         energy, length = unit.removesuffix("^3").rsplit("/", 1)
         expected = ASE_ENERGIES[energy] / ASE_LENGTHS[length] ** 3
-    assert stress_in_ev_per_cubic_angstrom(unit) == pytest.approx(expected, rel=CODATA)
+    assert STRESS_IN_EV_PER_CUBIC_ANGSTROM[unit] == pytest.approx(expected, rel=CODATA)
 
 
 def test_published_values() -> None:
     assert energy_in_ev("hartree") == 27.211386245988
     assert energy_in_ev("hartree") / energy_in_ev("kcal/mol") == pytest.approx(627.5094740631, rel=1e-11)
-    assert force_in_ev_per_angstrom("hartree/bohr") == pytest.approx(51.4220674763, rel=1e-11)
+    assert FORCE_IN_EV_PER_ANGSTROM["hartree/bohr"] == pytest.approx(51.4220674763, rel=1e-11)
 
 
 def test_every_unit_that_may_be_named_has_a_factor() -> None:

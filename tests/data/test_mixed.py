@@ -178,12 +178,16 @@ def test_no_source_with_the_labels_is_an_error_at_the_first_key(loaded: Load) ->
 
 
 def test_one_source_without_the_labels_of_the_others_is_noted(loaded: Load) -> None:
-    data = prepare(loaded(('"E"', '"e"')).experiment.dataset, weights={"energy": 1.0})
+    data = prepare(loaded(('energy_key = "E"\n', "")).experiment.dataset, weights={"energy": 1.0})
     (note,) = [note for note in data.notes if note.startswith("dataset.sources")]
-    assert note.startswith("dataset.sources.theirs.energy_key: 'e' is in no structure of ")
-    assert "did you mean" in note
+    assert note.startswith("dataset.sources.theirs.energy_key: 'energy' is in no structure of ")
     whole = prepare(loaded().experiment.dataset, weights={"energy": 1.0})
     assert not [note for note in whole.notes if note.startswith("dataset.sources")]
+
+
+def test_a_key_that_a_source_names_must_be_there(loaded: Load) -> None:
+    with pytest.raises(UserError, match=r"dataset\.sources\.theirs\.energy_key: 'e' is in no structure of .*did you mean"):
+        prepare(loaded(('"E"', '"e"')).experiment.dataset, weights={"energy": 1.0})
 
 
 def test_the_resolved_experiment_reads_again_to_an_equal_one(loaded: Load) -> None:

@@ -220,3 +220,47 @@ def test_good_data_pass_in_silence(shared_data: Path) -> None:
     )
     data = prepare(source, weights=WEIGHTS)
     assert [finding for finding in data.audit.findings() if finding.severity == "stop"] == []
+
+
+def test_a_start_that_a_check_stops_leaves_no_split(tmp_path: Path) -> None:
+    Path("x.xyz").write_text(waters(20))
+    split_file = tmp_path / "split.npz"
+    wrong = SelfEnergiesSection(source="values", values={"H": 0.0, "O": 0.0})
+    with pytest.raises(UserError, match="eV per atom; expected"):
+        prepare(ExtendedXYZ(path=("x.xyz",), self_energies=wrong, audit="report"), weights=WEIGHTS, split_file=split_file)
+    assert not split_file.exists()
+    prepare(ExtendedXYZ(path=("x.xyz",)), weights=WEIGHTS, split_file=split_file)
+    assert split_file.exists()
+
+
+def test_a_split_of_an_earlier_start_is_not_used_with_another_filter(tmp_path: Path) -> None:
+    Path("x.xyz").write_text(waters(10) + waters(10, header="config_type=bad"))
+    split_file = tmp_path / "split.npz"
+    prepare(ExtendedXYZ(path=("x.xyz",)), weights=WEIGHTS, split_file=split_file)
+    filtered = ExtendedXYZ(path=("x.xyz",), filter=FilterSection(without_subsets=("bad",)))
+    with pytest.raises(UserError, match="have changed since this run drew its split"):
+        prepare(filtered, weights=WEIGHTS, split_file=split_file)
+
+
+@pytest.mark.parametrize("key", ["group_key", "weight_key", "subset_key", "dipole_key"])
+def test_a_key_that_is_named_and_nowhere_is_an_error(key: str) -> None:
+    Path("x.xyz").write_text(waters(20, header="molecule=a"))
+    with pytest.raises(UserError, match=rf"^dataset\.{key}: 'molecul' is in no structure of x\.xyz; .*did you mean 'molecule'"):
+        prepare(ExtendedXYZ(path=("x.xyz",), **{key: "molecul"}), weights=WEIGHTS)
+
+
+def test_weights_that_are_all_zero_train_nothing_and_are_refused() -> None:
+    Path("x.xyz").write_text(waters(20, header="config_type=a"))
+    with pytest.raises(UserError, match=r"^dataset\.subset_weights: all training structures have the weight 0"):
+        prepare(ExtendedXYZ(path=("x.xyz",), subset_weights={"a": 0.0}), weights=WEIGHTS)
+
+
+def test_groups_that_a_random_split_takes_apart_are_told() -> None:
+    Path("x.xyz").write_text(waters(10, header="molecule=a") + waters(10, header="molecule=b"))
+    (note,) = [
+        note for note in prepare(ExtendedXYZ(path=("x.xyz",), group_key="molecule"), weights=WEIGHTS).notes if "groups" in note
+    ]
+    assert "belong to 2 groups" in note
+    assert 'set it to "group"' in note
+    together = ExtendedXYZ(path=("x.xyz",), group_key="molecule", split=SplitSection(strategy="group", fractions=(0.5, 0.5, 0)))
+    assert not [note for note in prepare(together, weights=WEIGHTS).notes if "groups" in note]

@@ -9,7 +9,7 @@ from ase import Atoms
 from made_structures import structures_of
 from pydantic import ValidationError
 
-from modelforge.data.split import Split, SplitSection, load_split, save_split, split
+from modelforge.data.split import Split, SplitSection, load_split, origin_of_split, save_split, split
 from modelforge.data.store.content_hash import content_hash
 from modelforge.data.structures import Structures
 from modelforge.errors import UserError
@@ -157,17 +157,17 @@ def test_options_that_contradict_each_other_are_mistakes(options):
 
 def test_a_saved_split_is_the_same_when_read(tmp_path: Path):
     found = split_of(50, fractions=(0.7, 0.2, 0.1))
-    save_split(tmp_path / "split.npz", found, content_hash(structures(50)))
-    again = load_split(tmp_path / "split.npz", content_hash(structures(50)))
+    save_split(tmp_path / "split.npz", found, data_hash=content_hash(structures(50)), origin="x")
+    again = load_split(tmp_path / "split.npz", data_hash=content_hash(structures(50)), origin="x")
     for name, part in found.sets().items():
         np.testing.assert_array_equal(again.sets()[name], part)
     assert [path.name for path in tmp_path.iterdir()] == ["split.npz"]
 
 
 def test_a_saved_split_refuses_other_data(tmp_path: Path):
-    save_split(tmp_path / "split.npz", split_of(50), content_hash(structures(50)))
+    save_split(tmp_path / "split.npz", split_of(50), data_hash=content_hash(structures(50)), origin="x")
     with pytest.raises(UserError, match="the data files have changed") as caught:
-        load_split(tmp_path / "split.npz", content_hash(structures(51)))
+        load_split(tmp_path / "split.npz", data_hash=content_hash(structures(51)), origin="x")
     assert "runtime.run_folder" in str(caught.value)
 
 
@@ -185,3 +185,26 @@ def test_a_random_split_leaves_no_element_out_of_training():
         found = split(SplitSection(fractions=(0.5, 0.3, 0.2), seed=seed), structures_of(atoms), np.arange(31))
         assert 30 in found.train
         assert_apart(found, 31)
+
+
+def test_a_split_is_not_used_for_other_choices(tmp_path: Path) -> None:
+    data, section, usable = structures(50), SplitSection(), np.arange(50)
+    origin = origin_of_split(section, data, usable)
+    save_split(tmp_path / "split.npz", split_of(50), data_hash="x", origin=origin)
+    assert load_split(tmp_path / "split.npz", data_hash="x", origin=origin).sets().keys() == {"train", "validation", "test"}
+    others = [
+        origin_of_split(SplitSection(seed=1), data, usable),
+        origin_of_split(section, data, usable[1:]),
+        origin_of_split(section, replace(data, group=np.arange(50) // 2), usable),
+        origin_of_split(section, replace(data, subset=np.arange(50) % 2, subset_names=("a", "b")), usable),
+    ]
+    for other in others:
+        with pytest.raises(UserError, match="have changed since this run drew its split"):
+            load_split(tmp_path / "split.npz", data_hash="x", origin=other)
+
+
+def test_subsets_are_told_apart_by_name_not_by_number() -> None:
+    data, section, usable = structures(4), SplitSection(), np.arange(4)
+    one = replace(data, subset=np.array([0, 0, 1, 1]), subset_names=("a", "b"))
+    same = replace(data, subset=np.array([1, 1, 0, 0]), subset_names=("b", "a"))
+    assert origin_of_split(section, one, usable) == origin_of_split(section, same, usable)

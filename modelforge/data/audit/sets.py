@@ -60,7 +60,7 @@ def _findings_within(training: Selection, found: Duplicates) -> list[Finding]:
 
 def _findings_across(name: str, training: Selection, other: Selection, found: Duplicates) -> list[Finding]:
     key = "dataset.split" if name in CUT_OUT else f"dataset.test_paths.{name}"
-    remedy = "so its errors flatter; keep such structures together with dataset.group_key, or remove them"
+    remedy = "so its errors flatter; keep such structures together (dataset.group_key, split.strategy), or remove them"
     if len(found.exact):
         place = other.structures.place(int(found.exact[0]))
         message = f"{len(found.exact)} of the {len(other)} structures of the set {name!r} are also in the training set"

@@ -79,7 +79,7 @@ class FileSource(DataSource):
     weight_key: Key | None = None
     """Key of a structure's weight in the loss (`config_weight` in files for MACE); 1 where it is missing."""
     group_key: Key | None = None
-    """Key that names the group of a structure; a group stays in one set when the data are split."""
+    """Key that names the group of a structure; a group stays in one set with `split.strategy = "group"`."""
     subset_key: Key | None = "config_type"
     """Key that names the subset of a structure, by which errors are reported."""
     energy_unit: EnergyUnit | None = None

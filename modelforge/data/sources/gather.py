@@ -89,7 +89,6 @@ class Gatherer:
             self._origin(option, key, counts, f"sources.{some.prefix}." if some.prefix else "")
             for some, counts in zip(self.files, self._counts, strict=True)
             for option, key in some.reader.label_keys().items()
-            if option not in ("subset_key", "weight_key")
         )
         keys, columns = Counter[str](), Counter[str]()
         for counts in self._counts:

@@ -64,7 +64,8 @@ class Mixed(DataSource):
         found: dict[str, tuple[SourceFiles, ...]] = {}
         for name, source in self.sources.items():
             for test, files in source.test_files(f"{key}.sources.{name}").items():
-                found[test] = (*found.get(test, ()), *files)
+                named = (SourceFiles(some.reader, some.paths, prefix=name) for some in files)
+                found[test] = (*found.get(test, ()), *named)
         return found
 
     def files(self, paths: Sequence[Path]) -> SourceFiles:

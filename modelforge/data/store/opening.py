@@ -66,10 +66,17 @@ def open_files(files: Sequence[SourceFiles], *, cache: Path, say: Say, store_fro
 
 def _prepared(files: Sequence[SourceFiles], *, size: int, cache: Path, say: Say) -> Store:
     names = tuple(str(path) for some in files for path in some.paths)
-    folder = cache / "stores" / store_key(files, cache)
+    key = store_key(files, cache)
+    folder = cache / "stores" / key
+
+    def make(temporary: Path) -> None:
+        write_files(temporary, files)
+        if store_key(files, cache) != key:
+            raise UserError("dataset.path: the files have changed while they were read; start again when they are complete")
+
     what = f"preparing {size / 1e6:,.0f} MB of data once, in {folder}"
     for _ in range(2):
-        prepared_once(folder, lambda temporary: write_files(temporary, files), what=what, say=say)
+        prepared_once(folder, make, what=what, say=say)
         try:
             return Store(folder, files=names)
         except DamagedColumns as error:
@@ -95,8 +102,8 @@ def store_key(files: Sequence[SourceFiles], cache: Path) -> str:
 
 
 def _digests(path: Path, files: Sequence[Path], cache: Path) -> list[list[str]]:
-    """Digests of the files of a path: their names within a folder mean something, that of a file itself does not."""
-    return [["" if file == path else str(file.relative_to(path)), file_digest(file, cache)] for file in files]
+    """Digests of the files of a path: names of folders and within them mean something, that of a single file does not."""
+    return [["" if file == path else str(file.relative_to(path.parent)), file_digest(file, cache)] for file in files]
 
 
 def _opened(store: Store) -> OpenedData:

@@ -46,11 +46,17 @@ def prepared_once(folder: Path, make: Callable[[Path], None], *, what: str, say:
 
 
 def make_folder(folder: Path, make: Callable[[Path], None], *, key: str) -> None:
-    """The folder, made by `make(temporary folder)`; complete or not there at all. An error names the `key` of the folder."""
+    """A new folder, made by `make(temporary folder)`; complete or not there at all. An error names the `key` of the folder."""
+    temporary = _temporary(folder)
     try:
-        _make(folder, make, alone=False)
+        make(temporary)
+        if folder.exists():
+            raise UserError(f"{key}: {folder} has come into being meanwhile; nothing there was changed, choose another name")
+        os.rename(temporary, folder)
     except OSError as error:
         raise _unwritable(folder, error, key) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _make(folder: Path, make: Callable[[Path], None], *, alone: bool) -> None:
@@ -58,7 +64,7 @@ def _make(folder: Path, make: Callable[[Path], None], *, alone: bool) -> None:
         for left in folder.parent.glob(f".{folder.name}.*.tmp"):
             if _is_left(left):
                 shutil.rmtree(left, ignore_errors=True)
-    temporary = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = _temporary(folder)
     try:
         make(temporary)
         if folder.exists() and not (folder / INDEX).exists():
@@ -69,6 +75,10 @@ def _make(folder: Path, make: Callable[[Path], None], *, alone: bool) -> None:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 def _is_left(temporary: Path) -> bool:

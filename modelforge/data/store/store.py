@@ -17,7 +17,7 @@ from modelforge.data.store.content_hash import ContentHash
 from modelforge.data.structures import COLUMNS, Array, Structures, is_constant
 from modelforge.errors import UserError
 
-VERSION = 1  # of the columns; a store of another version is not read
+VERSION = 1  # of the columns and of what readers make of files: to be raised with each change that changes numbers
 COMPACT = {"num_atoms": "int32", "group": "int32", "subset": "int32", "file": "int32", "index_in_file": "int32"}
 
 

@@ -39,7 +39,7 @@ class HDF5(FileSource):
     """Dataset that names the subset, by which errors are reported; by default subset (spice)."""
     group_key: Key | None = None
     """Dataset that names the group; by default a molecule (spice, modelforge) or formula (ANI-1x) is one, and in other ani
-    files each structure its own. A group stays in one set when the data are split."""
+    files each structure its own. A group stays in one set with split.strategy "group"."""
 
     def files(self, paths: Sequence[Path]) -> SourceFiles:
         """Other files, to be read with these keys and units; the layout and its keys are those of the first file."""
