@@ -229,7 +229,7 @@ def test_a_start_that_a_check_stops_leaves_no_split(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="eV per atom; expected"):
         prepare(ExtendedXYZ(path=("x.xyz",), self_energies=wrong, audit="report"), weights=WEIGHTS, split_file=split_file)
     assert not split_file.exists()
-    prepare(ExtendedXYZ(path=("x.xyz",)), weights=WEIGHTS, split_file=split_file)
+    prepare(ExtendedXYZ(path=("x.xyz",), audit="report"), weights=WEIGHTS, split_file=split_file)
     assert split_file.exists()
 
 

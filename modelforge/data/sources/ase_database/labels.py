@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from modelforge.data.sources.ase_database.rows import Row
 from modelforge.data.sources.ase_database.values import numbers_of, shown
-from modelforge.data.sources.extxyz.cells import SMALLEST_VOLUME, spanned_volume
-from modelforge.data.sources.extxyz.labels import LARGEST_ASYMMETRY, NOISE, VOIGT
+from modelforge.data.sources.matrices import SMALLEST_VOLUME, as_matrix, spanned_volume, symmetric_part
 from modelforge.data.structures import ABSENT, Floats, Integers
 from modelforge.errors import UserError
 
@@ -107,21 +106,13 @@ def read_stresses(rows: Sequence[Row], key: str | None) -> Floats:
     return symmetric(stress, lambda index: f"{rows[index].place}: {key}")
 
 
-def as_matrix(components: Floats) -> Floats:
-    """9 numbers, or 6 in the order xx yy zz yz xz xy, (..., 3, 3)."""
-    nine = components[..., np.ravel(VOIGT)] if components.shape[-1] == 6 else components  # (..., 9)
-    return nine.reshape(*nine.shape[:-1], 3, 3)
-
-
 def symmetric(stress: Floats, place: Callable[[int], str]) -> Floats:
     """Stresses without the asymmetry of rounding, (R, 3, 3); more of it, or what is no number, is an error."""
     for index in np.flatnonzero((np.abs(stress) >= LARGEST).any(axis=(1, 2))).tolist():
         raise UserError(f"{place(index)}: {expected(())} (got {shown(stress[index])})")
-    transposed = stress.swapaxes(1, 2)
-    bound = LARGEST_ASYMMETRY * np.abs(stress).max(axis=(1, 2)) + NOISE  # (R,)
-    for index in np.flatnonzero(np.abs(stress - transposed).max(axis=(1, 2)) > bound).tolist():
+    mean, asymmetric = symmetric_part(stress)
+    for index in asymmetric.tolist():
         raise UserError(f"{place(index)}: must be symmetric (got {shown(stress[index])})")
-    mean: Floats = (stress + transposed) / 2
     return mean
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from modelforge.data.sources.extxyz.cells import SMALLEST_VOLUME, spanned_volume
-from modelforge.data.sources.extxyz.labels import LARGEST_ASYMMETRY, NOISE
+from modelforge.data.sources.matrices import SMALLEST_VOLUME, spanned_volume, symmetric_part
 from modelforge.data.structures import ABSENT, COLUMNS, LABELS, Array, Floats, Integers
 from modelforge.errors import UserError
 
@@ -76,12 +75,10 @@ def check_cells(cell: Floats, periodic: NDArray[np.bool_], num: int, locate: Loc
 
 
 def _symmetric(stress: Floats, locate: Locate) -> Floats:
-    """Stresses (S, 3, 3) without the asymmetry of rounding; more of it is an error."""
-    transposed = stress.swapaxes(1, 2)
-    bound = LARGEST_ASYMMETRY * np.abs(stress).max(axis=(1, 2)) + NOISE
-    for structure in np.flatnonzero(np.abs(stress - transposed).max(axis=(1, 2)) > bound).tolist():
+    """Stresses without the asymmetry of rounding; more of it is an error."""
+    mean, asymmetric = symmetric_part(stress)
+    for structure in asymmetric.tolist():
         raise UserError(f"{locate(structure, 'stress')}: must be symmetric (got {stress[structure].ravel().tolist()})")
-    mean: Floats = (stress + transposed) / 2
     return mean
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from modelforge.data.sources.extxyz.labels import VOIGT
+from modelforge.data.sources.matrices import VOIGT
 from modelforge.data.structures import COLUMNS, Array
 from modelforge.errors import UserError
 

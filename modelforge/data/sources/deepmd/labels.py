@@ -8,11 +8,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from modelforge.data.sources.ase_database.labels import as_matrix, symmetric
+from modelforge.data.sources.ase_database.labels import symmetric
 from modelforge.data.sources.deepmd.arrays import finite_numbers, mapped, numbers
 from modelforge.data.sources.deepmd.system import FrameSet, System
-from modelforge.data.sources.extxyz.cells import SMALLEST_VOLUME, spanned_volume
 from modelforge.data.sources.file_source import FileSource
+from modelforge.data.sources.matrices import SMALLEST_VOLUME, as_matrix, spanned_volume
 from modelforge.data.structures import ABSENT, Floats
 from modelforge.errors import UserError
 

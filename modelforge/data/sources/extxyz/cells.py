@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from modelforge.data.sources.extxyz.frames import Frames
 from modelforge.data.sources.extxyz.header import numbers, truths
+from modelforge.data.sources.matrices import SMALLEST_VOLUME, spanned_volume
 from modelforge.data.structures import Floats
 from modelforge.errors import UserError
 
 NO_CELL = (0.0,) * 9
-SMALLEST_VOLUME = 1e-6  # of a cell with edges of length 1: with less, its vectors are taken as dependent
 
 
 def read_cells(frames: Frames) -> tuple[Floats, NDArray[np.bool_]]:
@@ -69,14 +69,3 @@ def dependent_vectors(frames: Frames, frame: int, periodic: list[bool]) -> UserE
         f"{frames.place(frame)}: a structure that is periodic along {axes} must have a Lattice with independent "
         f'vectors there (got {got}); write pbc="F F F" if it is not periodic'
     )
-
-
-def spanned_volume(cell: Floats, periodic: NDArray[np.bool_]) -> Floats:
-    """Volume (area, length) that the directions of the periodic vectors span, (F,): 1 if orthogonal, 0 if dependent."""
-    lengths = np.linalg.norm(cell, axis=2, keepdims=True)  # (F, 3, 1)
-    used = periodic[:, :, None] & (lengths > 0)  # (F, 3, 1)
-    directions = np.divide(cell, lengths, out=np.zeros_like(cell), where=used)  # (F, 3, 3)
-    others = np.eye(3) * ~periodic[:, None, :]  # (F, 3, 3)
-    gram = directions @ directions.swapaxes(1, 2) + others  # (F, 3, 3)
-    volume: Floats = np.sqrt(np.maximum(np.linalg.det(gram), 0.0))
-    return volume

@@ -9,13 +9,11 @@ import numpy as np
 
 from modelforge.data.sources.extxyz.frames import Frames
 from modelforge.data.sources.extxyz.header import number, numbers, unquoted
+from modelforge.data.sources.matrices import VOIGT, symmetric_part
 from modelforge.data.structures import ABSENT, Floats, Integers
 from modelforge.errors import UserError
 
-VOIGT = (0, 5, 4, 5, 1, 3, 4, 3, 2)  # where xx xy xz, ... stand in xx yy zz yz xz xy
-LARGEST_ASYMMETRY = 1e-2  # of a stress, relative to its largest component: more is no rounding
 UNIT_LABELS = ("energy", "length", "forces", "stress", "virial")
-NOISE = 1e-6  # in any unit: below that, a stress may be as asymmetric as it likes
 
 
 def read_energies(frames: Frames, key: str | None) -> Floats:
@@ -47,12 +45,9 @@ def read_stresses(frames: Frames, key: str | None) -> Floats:
                 expected = "must be 9 numbers, or 6 in the order xx yy zz yz xz xy"
                 raise UserError(f"{frames.place(frame)}: {key}: {expected} (got {header[key] or 'no value'})")
             components[frame] = found
-    stress = components.reshape(-1, 3, 3)
-    mirrored = stress.swapaxes(1, 2)
-    asymmetry, largest = np.abs(stress - mirrored).max(axis=(1, 2)), np.abs(stress).max(axis=(1, 2))
-    for frame in np.flatnonzero(asymmetry > LARGEST_ASYMMETRY * largest + NOISE).tolist():
+    symmetric, asymmetric = symmetric_part(components.reshape(-1, 3, 3))
+    for frame in asymmetric.tolist():
         raise UserError(f"{frames.place(frame)}: {key}: must be symmetric (got {frames.headers[frame][key]})")
-    symmetric: Floats = (stress + mirrored) / 2
     return symmetric
 
 
