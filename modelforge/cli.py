@@ -76,6 +76,7 @@ def check(config: Config, settings: Settings = None) -> None:
 def evaluate(
     model: Annotated[Path, typer.Option(help="A run folder or a potential.safetensors.", metavar="RUN")],
     data: Annotated[list[str], typer.Option(help="File or glob with structures; repeatable.", metavar="FILE")],
+    settings: DataSettings = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results.json and predictions.extxyz.", metavar="DIR")] = None,
     device: Annotated[str, typer.Option(help="Device to run on, such as cpu or cuda.")] = "cpu",
 ) -> None:
@@ -83,7 +84,7 @@ def evaluate(
     from modelforge.evaluate import evaluate_files
     from modelforge.report import error_table
 
-    results = evaluate_files(model, data, out=out, device=device)
+    results = evaluate_files(model, data, settings=settings or [], out=out, device=device)
     Console().print(error_table(results))
     for line in (*(f"note: {note}" for note in results["notes"]), f"written to {results['folder']}"):
         typer.echo(line)
@@ -122,7 +123,7 @@ def convert(
     out: Annotated[Path, typer.Option(help="Where to: NAME.xyz for extended XYZ, any other name for a store.", metavar="PATH")],
     settings: DataSettings = None,
 ) -> None:
-    """Write structures of any format as extended XYZ or as a store, with all labels, in eV and angstrom."""
+    """Write structures of any format as extended XYZ or as a store, in eV and angstrom."""
     from modelforge.convert import convert as write
     from modelforge.data.detection import load_data
 

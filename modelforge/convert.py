@@ -1,44 +1,72 @@
-"""`modelforge data convert`: structures of any format as extended XYZ or as a store, with all labels, in eV and angstrom."""
+"""`modelforge data convert`: structures of any format as extended XYZ or as a store, in eV and angstrom."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from modelforge.configuration.writing import toml_value
+from modelforge.data.audited import audit_opened, stop_if_found
 from modelforge.data.sources.extxyz.writer import has_groups, write_extxyz
+from modelforge.data.sources.file_source import LABEL_OF_OPTION
+from modelforge.data.sources.read_report import ReadReport
 from modelforge.data.sources.source import DataSource
-from modelforge.data.store.opening import cache_folder, open_files
-from modelforge.data.store.prepared_once import make_folder, silent
-from modelforge.data.store.store import open_store, write_files
+from modelforge.data.store.opening import OpenedData, cache_folder, open_files
+from modelforge.data.store.prepared_once import disk_error, make_folder, silent
+from modelforge.data.store.store import write_structures
 from modelforge.data.structures import LABELS
 from modelforge.errors import UserError
+from modelforge.inspection.label_names import label_of, looks_like, unread
 
 TEXT_SUFFIXES = (".xyz", ".extxyz")
 
 
 def convert(source: DataSource, out: Path) -> Iterator[str]:
-    """Write the structures of a source to `out`: extended XYZ if it is called so, else a store; gives lines about it."""
+    """Write the structures of a source to `out`: extended XYZ if it is called so, else a store; gives lines about it.
+
+    Units that cannot be right stop it, as they stop a run: afterwards they could not be told from right ones.
+    """
     if out.exists():
         raise UserError(f"--out: must not exist yet (got {out}); remove it, or choose another name")
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out: there is no folder {out.absolute().parent}; make it, or choose another")
-    files = source.training_files()
-    if out.suffix.lower() in TEXT_SUFFIXES:
-        opened = open_files(files, cache=cache_folder(source.cache_folder), say=silent)
-        write_extxyz(out, opened.structures)
-        structures, report = opened.structures, opened.report
-    else:
-        make_folder(out, lambda folder: write_files(folder, files), key="--out")
-        structures, report = open_store(out).reading
+    cache = cache_folder(source.cache_folder)
+    opened = open_files(source.training_files(), cache=cache, say=silent)
+    structures, report = opened.structures, opened.report
     labels = {label: int(structures.has(label).sum()) for label in LABELS}
+    others = _unread_labels(report)
+    if not any(labels.values()) and others:
+        raise UserError(f"no label was read, but there are keys that look like some: {'; '.join(others)}")
+    findings = audit_opened(opened, np.arange(len(structures)), cache=cache).findings
+    stop_if_found(findings, source.audit)
+    _write(out, opened)
     coverage = ", ".join(f"{label} of {count}" for label, count in labels.items() if count)
     yield f"{len(structures)} structures written to {out}, with {coverage or 'no labels'}, in eV and angstrom"
-    for removal in report.removals:
-        yield f"left out: {removal.count} of {removal.file}: {removal.reason}"
-    keys = [label for label, count in labels.items() if count]
-    if has_groups(structures):
-        keys.append("group")
+    yield from (f"left out: {removal.count} of {removal.file}: {removal.reason}" for removal in report.removals)
+    yield from (f"note: {finding.key}: {finding.message}" for finding in findings)
+    yield from (f"not read, though it looks like a label: {words}" for words in others)
+    keys = [label for label, count in labels.items() if count] + ["group"] * has_groups(structures)
     is_weighted = bool((structures.weight != 1.0).any())
     yield from ("read it with:", "[dataset]", *_toml_lines(out, keys, is_weighted=is_weighted))
+
+
+def _write(out: Path, opened: OpenedData) -> None:
+    if out.suffix.lower() not in TEXT_SUFFIXES:
+        make_folder(out, lambda folder: write_structures(folder, opened.structures, opened.report), key="--out")
+        return
+    try:
+        write_extxyz(out, opened.structures)
+    except OSError as error:
+        raise disk_error(out, error, "--out") from error
+
+
+def _unread_labels(report: ReadReport) -> list[str]:
+    """Keys that look like labels, with the setting that reads each."""
+    used = {origin.key for origin in report.origins if origin.num_carriers}
+    have = {origin.label for origin in report.origins if origin.num_carriers}
+    found = {key: looks_like(key, per_atom=per_atom) for key, (_, per_atom) in unread(report, used).items()}
+    labels = {key: option for key, option in found.items() if option in LABEL_OF_OPTION and label_of(option) not in have}
+    return [f"{key!r} (--set {option}={toml_value(key)})" for key, option in labels.items()]
 
 
 def _toml_lines(out: Path, keys: list[str], *, is_weighted: bool) -> Iterator[str]:

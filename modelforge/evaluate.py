@@ -15,6 +15,8 @@ from ase.data import chemical_symbols
 
 from modelforge.atoms.graph import Batch, Prediction, tensors_of
 from modelforge.atoms.self_energies import element_counts, is_determined
+from modelforge.data.audit.findings import Finding
+from modelforge.data.audited import audit_opened
 from modelforge.data.batches import structure_table, sum_of_constants
 from modelforge.data.detection import format_of, load_data
 from modelforge.data.order import EvaluationBatches
@@ -94,15 +96,19 @@ def _batches(
         yield from EvaluationBatches(table, batch_size, max_edges=max_edges, max_atoms=max_atoms)
 
 
-def evaluate_files(model: Path, data: Sequence[str], *, out: Path | None = None, device: str = "cpu") -> dict[str, Any]:
+def evaluate_files(
+    model: Path, data: Sequence[str], *, settings: Sequence[str] = (), out: Path | None = None, device: str = "cpu"
+) -> dict[str, Any]:
     """Evaluate a run folder's or file's potential on files; writes results.json and predictions.extxyz, gives the results.
 
+    The files are read with the keys and units of the training data, or with `settings` of `[dataset]` if there are any.
     Without `out` they go to `evaluation/<name of the first file>` beside the potential; only these two files are replaced.
     """
     trained = load_potential(model, device=_device(device))
-    files = _files(trained.dataset, data)
+    files = load_data(data, settings).section.dataset.training_files("--data")[0] if settings else _files(trained.dataset, data)
     paths, cache = files.paths, cache_folder(trained.dataset.cache_folder)
-    reading = open_files([files], cache=cache, say=silent).reading
+    opened = open_files([files], cache=cache, say=silent)
+    reading, findings = opened.reading, audit_opened(opened, np.arange(len(opened.structures)), cache=cache).findings
     evaluation = evaluate(trained, reading.structures, device=device)
     folder = out or (model if model.is_dir() else model.parent) / "evaluation" / paths[0].stem
     results = {
@@ -110,13 +116,26 @@ def evaluate_files(model: Path, data: Sequence[str], *, out: Path | None = None,
         "weights": trained.weights,
         "model": str(model),
         "files": [str(path) for path in paths],
-        "notes": [*evaluation.notes, *_absent_labels(reading), *_how_read(trained.dataset, files)],
+        "notes": [
+            *evaluation.notes,
+            *_absent_labels(reading),
+            *([] if settings else _how_read(trained.dataset, files)),
+            *_in_words(findings),
+        ],
         "folder": str(folder),
     }
     _make(folder)
     write_predictions(folder / "predictions.extxyz", reading.structures, evaluation)
     write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
+
+
+def _in_words(findings: Sequence[Finding]) -> list[str]:
+    """What the audit says; errors against labels in other units mean nothing."""
+    return [
+        f"{finding.key}: {finding.message}" + ("; the errors mean nothing before" if finding.severity == "stop" else "")
+        for finding in findings
+    ]
 
 
 def _files(dataset: DataSource, data: Sequence[str]) -> SourceFiles:

@@ -143,7 +143,11 @@ def _coverage(data: PreparedData) -> list[str]:
     for origin in data.report.origins:
         if origin.label:
             found, home = origin.num_carriers - origin.num_incomplete, data.report.home(origin)
-            lines.append(f"{origin.label}: {found} of {num} structures, from {origin.key!r} in the {home}, unit {origin.unit}")
+            source = origin.option.removeprefix("sources.").rpartition(".")[0]
+            of = f" ({source})" if source else ""
+            lines.append(
+                f"{origin.label}: {found} of {num} structures{of}, from {origin.key!r} in the {home}, unit {origin.unit}"
+            )
     return lines
 
 

@@ -40,7 +40,7 @@ FORMATS: dict[str, list[str]] = {
     "small_aspirin_with_charge_spin.xyz": ["total_charge_key=charge", "spin_multiplicity_key=spin"],
     "spice_small_with_charges.xyz": ["total_charge_key=charge"],
     "test_dataset.hdf5": [],
-    "test_dataset_grouped.hdf5": [],
+    "test_dataset_grouped.hdf5": ["audit=report"],
 }
 FIRST_LABELS = {
     "SPICE-1.1.4_n2.hdf5": ("energy", "forces"),
@@ -100,7 +100,7 @@ def test_every_format_comes_back_from_text_and_from_a_store_to_the_last_bit(
     assert present == FIRST_LABELS.get(name, present)
     store = written(source, tmp_path / "kept")
     assert_equal(structures_of(store), expected)
-    text = written(store, tmp_path / "kept.xyz")
+    text = written(store.model_copy(update={"audit": source.audit}), tmp_path / "kept.xyz")
     assert_equal(structures_of(text), expected)
 
 
@@ -240,3 +240,20 @@ def test_a_potential_trained_on_a_store_is_evaluated_on_stores_and_on_other_file
     note = "the files were read with the usual keys and units of their format, extxyz"
     assert note in of_text["notes"]
     assert note not in of_store["notes"]
+
+
+def test_wrong_units_stop_a_conversion_as_they_stop_a_run(shared_data: Path, tmp_path: Path) -> None:
+    source = load_data([str(shared_data / "formats/ethanol_reduced_100.xyz")]).section.dataset
+    with pytest.raises(UserError, match=r'set dataset\.energy_unit = "kcal/mol"'):
+        list(convert(source, tmp_path / "x.xyz"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_keys_that_look_like_labels_and_are_not_read_are_told(shared_data: Path, tmp_path: Path) -> None:
+    carbon = load_data([str(shared_data / "formats/carbon_reduced_100.xyz")]).section.dataset
+    lines = list(convert(carbon, tmp_path / "carbon.xyz"))
+    assert "not read, though it looks like a label: 'force' (--set forces_key=\"force\")" in lines
+    qm9 = load_data([str(shared_data / "formats/qm9_reduced_100.xyz")]).section.dataset
+    with pytest.raises(UserError, match=r'no label was read, but there are keys that look like some: .*energy_key="U0"'):
+        list(convert(qm9, tmp_path / "qm9.xyz"))
+    assert not (tmp_path / "qm9.xyz").exists()

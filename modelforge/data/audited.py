@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -31,7 +32,9 @@ from modelforge.files import write_text
 
 AnyUnit = TypeVar("AnyUnit", bound=str)
 IMPOSSIBLE = "dataset.path"  # the key of findings that no experiment can want, such as two atoms in one place
-VERSION = 3  # of the audit: results of another version are not used
+OWN_KEYS = re.compile(r"\bdataset\.((?:energy|forces|gradient|length|stress|virial)_\w+)")  # of each source; others of all
+MOST_FILES = 10  # of a source that are audited one by one
+VERSION = 4  # of the audit: results of another version are not used
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,6 @@ class AuditedSets:
         ]
         return [*self.data.findings, *of_tests, *self.between.findings]
 
-    def stop_if_found(self, action: str) -> None:
-        """Labels that contradict each other stop the run unless the experiment says otherwise; impossible data always do."""
-        stops = [finding for finding in self.findings() if finding.severity == "stop"]
-        impossible = [finding for finding in stops if finding.key == IMPOSSIBLE]
-        told = [f"{finding.key}: {finding.message}" for finding in (stops if action == "stop" else impossible)]
-        if told and len(told) > len(impossible):
-            told.append('if the data are right as they are, set dataset.audit = "report"')
-        if told:
-            raise UserError("\n".join(told))
-
     def to_json(self) -> dict[str, object]:
         """All figures and findings."""
         return {
@@ -71,17 +64,64 @@ class AuditedSets:
         }
 
 
+def stop_if_found(findings: Sequence[Finding], action: str) -> None:
+    """Labels that contradict each other stop the run unless the experiment says otherwise; impossible data always do."""
+    stops = [finding for finding in findings if finding.severity == "stop"]
+    impossible = [finding for finding in stops if finding.key == IMPOSSIBLE]
+    told = [f"{finding.key}: {finding.message}" for finding in (stops if action == "stop" else impossible)]
+    if told and len(told) > len(impossible):
+        told.append('if the data are right as they are, set dataset.audit = "report"')
+    if told:
+        raise UserError("\n".join(told))
+
+
 def audit_opened(opened: OpenedData, chosen: Integers, *, cache: Path) -> Audit:
-    """The audit of some structures; that of mapped data, which takes longer, is kept."""
-    declared = declared_units(opened.report)
-    kept = cache / "audits" / f"{_key(opened, np.sort(chosen), declared)}.json"
+    """The audit of some structures; that of mapped data, which takes longer, is kept.
+
+    Figures are of all of them. Findings are of each source, and of each file where there are a few: units that are wrong in
+    one of them would drown in the others.
+    """
+    kept = cache / "audits" / f"{_key(opened, chosen)}.json"
     if opened.columns is not None and (told := _read(kept)) is not None:
         with suppress(KeyError, TypeError):
             return Audit(Figures(**told["figures"]), _findings(told))
-    found = audit(opened.structures, chosen, declared=declared)
+    parts = list(_parts(opened, chosen))
+    whole = audit(opened.structures, chosen, declared=declared_units(opened.report, parts[0].table))
+    if len(parts) > 1:
+        whole = Audit(whole.figures, tuple(finding for part in parts for finding in _findings_of(opened, part)))
     if opened.columns is not None:
-        _keep(kept, {"figures": found.figures.to_json(), "findings": [asdict(finding) for finding in found.findings]})
-    return found
+        _keep(kept, {"figures": whole.figures.to_json(), "findings": [asdict(finding) for finding in whole.findings]})
+    return whole
+
+
+class _PartOfData(NamedTuple):
+    """Structures that were read alike."""
+
+    name: str
+    table: str  # below `[dataset]`, where the keys stand by which they were read
+    members: Integers
+
+
+def _parts(opened: OpenedData, chosen: Integers) -> Iterator[_PartOfData]:
+    """The sources of the chosen structures, or their files where a source has a few."""
+    tables = opened.report.tables or ("",) * len(opened.structures.files)
+    file_of = opened.structures.file[chosen]
+    for table in dict.fromkeys(tables):
+        files = [number for number, of in enumerate(tables) if of == table]
+        together = len(files) > MOST_FILES
+        for own in [files] if together else [[number] for number in files]:
+            members = chosen[np.isin(file_of, own)]
+            if len(members):
+                name = table.removeprefix("sources.").removesuffix(".") if together else opened.structures.files[own[0]]
+                yield _PartOfData(name, table, members)
+
+
+def _findings_of(opened: OpenedData, part: _PartOfData) -> Iterator[Finding]:
+    """What is wrong with a part, in the words of its own table."""
+    own = rf"dataset.{part.table}\1"
+    for finding in audit(opened.structures, part.members, declared=declared_units(opened.report, part.table)).findings:
+        key, message = (OWN_KEYS.sub(own, text) for text in (finding.key, finding.message))
+        yield Finding(finding.severity, key, message if part.name in message else f"in {part.name}: {message}")
 
 
 def audit_overlaps(
@@ -100,10 +140,11 @@ def audit_overlaps(
     return found
 
 
-def _key(opened: OpenedData, chosen: Integers, declared: DeclaredUnits | None = None) -> str:
-    """What an audit depends on; the names of files are in its words."""
-    told = f"{VERSION} {opened.content_hash} {opened.structures.files} {declared}"
-    return hashlib.blake2b(told.encode() + chosen.tobytes(), digest_size=16).hexdigest()
+def _key(opened: OpenedData, chosen: Integers) -> str:
+    """What an audit depends on; names of files and units are in its words."""
+    report = opened.report
+    told = f"{VERSION} {opened.content_hash} {opened.structures.files} {report.origins} {report.tables} {report.length_units}"
+    return hashlib.blake2b(told.encode() + np.sort(chosen).tobytes(), digest_size=16).hexdigest()
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:
@@ -123,14 +164,13 @@ def _findings(told: Mapping[str, Any]) -> tuple[Finding, ...]:
     return tuple(Finding(**finding) for finding in told["findings"])
 
 
-def declared_units(report: ReadReport) -> DeclaredUnits:
-    """The units that the labels were converted from, by the names that an experiment gives them; ours if there are several."""
-    if any(len({origin.unit for origin in report.origins_of(label)}) > 1 for label in ("energy", "forces", "stress")):
-        return DeclaredUnits()
-    units = {origin.label: origin.unit.partition(" (")[0] for origin in report.origins}
+def declared_units(report: ReadReport, table: str = "") -> DeclaredUnits:
+    """The units that the labels of a source were converted from, by the names that an experiment gives them."""
+    units = {origin.label: origin.unit.partition(" (")[0] for origin in report.origins if origin.option.startswith(table)}
+    units["length"] = report.length_units.get(table, "").partition(" (")[0]
     return DeclaredUnits(
         energy=_named(units.get("energy", ""), "energy", ENERGY_IN_EV) or "eV",
-        length=_named(report.length_unit.partition(" (")[0], "length", LENGTH_IN_ANGSTROM) or "angstrom",
+        length=_named(units["length"], "length", LENGTH_IN_ANGSTROM) or "angstrom",
         forces=_named(units.get("forces", ""), "forces", FORCE_IN_EV_PER_ANGSTROM),
         stress=_named(units.get("stress", ""), "stress", STRESS_IN_EV_PER_CUBIC_ANGSTROM),
     )

@@ -109,8 +109,13 @@ def sum_of_constants(structures: Structures, by_element: Floats) -> Floats:
 
 
 def _weights(structures: Structures, subset_weights: Mapping[str, float]) -> Floats:
-    factors = np.array([subset_weights.get(name, 1.0) for name in structures.subset_names])
-    return np.asarray(structures.weight * factors[structures.subset])
+    return np.asarray(structures.weight * subset_factors(structures, subset_weights)[structures.subset])
+
+
+def subset_factors(structures: Structures, subset_weights: Mapping[str, float]) -> Floats:
+    """The weight of each subset name: its own, or that of the source before its slash, or 1."""
+    names = structures.subset_names
+    return np.array([subset_weights.get(name, subset_weights.get(name.partition("/")[0], 1.0)) for name in names])
 
 
 def _volumes(structures: Structures) -> Floats:

@@ -35,10 +35,9 @@ def load_data(paths: Sequence[str], settings: Sequence[str] = ()) -> Loaded[Data
     names = {setting.partition("=")[2].strip("\"' ") for setting in settings if _key(setting) == "name"}
     name = names.pop() if names else format_of(paths)
     values: TomlTable = {"dataset": {"name": name, "path": [str(Path(path).absolute()) for path in paths]}}
-    if unused := [
-        key for key in map(_key, settings) if key.partition(".")[0] in DataSource.model_fields.keys() - {"cache_folder"}
-    ]:
-        raise UserError(f"--set {unused[0]}: has no effect here, where all structures are read as they are; remove it")
+    for key in map(_key, settings):
+        if key.partition(".")[0] in DataSource.model_fields.keys() - {"cache_folder", "audit"}:
+            raise UserError(f"--set {key}: has no effect here, where all structures are read as they are; remove it")
     overrides = [setting if setting.startswith("dataset.") else f"dataset.{setting}" for setting in settings]
     return validated(DataOnly, TomlDocument(Path("the command line"), values, {}), overrides)
 

@@ -148,5 +148,6 @@ def refuse_unknown_subsets(named: tuple[str, ...] | Mapping[str, float], names: 
     """A subset that is nowhere is a misspelt one."""
     for name in named:
         if name not in names:
-            there = ", ".join(repr(other) for other in names)
-            raise UserError(f"{key}: {name!r} is no subset of the data{did_you_mean(name, names)}; there are {there}")
+            there = ", ".join(repr(other) for other in names if other)
+            there = f"there are {there}" if there else "no structure names one (dataset.subset_key)"
+            raise UserError(f"{key}: {name!r} is no subset of the data{did_you_mean(name, names)}; {there}")

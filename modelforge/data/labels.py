@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
-
+from modelforge.data.batches import subset_factors
 from modelforge.data.sources.read_report import ReadReport
 from modelforge.data.sources.source import DataSource
 from modelforge.data.structures import Integers, Structures
@@ -35,7 +34,7 @@ def require_training_labels(
     subset_weights: Mapping[str, float],
 ) -> None:
     """A label with a weight must be in the training set, in a structure whose own weight is above 0."""
-    factors = np.array([subset_weights.get(name, 1.0) for name in structures.subset_names])
+    factors = subset_factors(structures, subset_weights)
     weighing = training[structures.weight[training] * factors[structures.subset[training]] > 0]
     if not len(weighing):
         raise UserError("dataset.subset_weights: all training structures have the weight 0; give some of them another")

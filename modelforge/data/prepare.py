@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
-from modelforge.data.audited import AuditedSets, audit_opened, audit_overlaps
+from modelforge.data.audited import AuditedSets, audit_opened, audit_overlaps, stop_if_found
 from modelforge.data.batches import sum_of_constants
 from modelforge.data.filter import element_table, filtered, refuse_unknown_subsets
 from modelforge.data.labels import missing_label_notes, refuse_absent_keys, require_labels, require_training_labels
@@ -71,7 +71,8 @@ def prepare(
     structures, report = opened.structures, opened.report
     require_labels(report, weights)
     refuse_absent_keys(source, report)
-    refuse_unknown_subsets(source.subset_weights, structures.subset_names, key="dataset.subset_weights")
+    sources = tuple(dict.fromkeys(name.partition("/")[0] for name in structures.subset_names if "/" in name))
+    refuse_unknown_subsets(source.subset_weights, (*structures.subset_names, *sources), key="dataset.subset_weights")
     kept, removals = filtered(source.filter, structures)
     atoms, usable, atom_notes = _isolated_atoms(source, structures, kept)
     drawn_from = {"data_hash": opened.content_hash, "origin": origin_of_split(source.split, structures, usable)}
@@ -81,7 +82,7 @@ def prepare(
     require_training_labels(structures, found.train, report, weights, source.subset_weights)
     elements = _elements(structures, found, tests)
     audited = _audited(opened, found, tests, cache)
-    audited.stop_if_found(source.audit)
+    stop_if_found(audited.findings(), source.audit)
     reference = reference_of(source.self_energies, structures, found.train, elements, atoms)
     if split_file and not is_drawn:  # only now, as no check has stopped the run
         save_split(split_file, found, **drawn_from)

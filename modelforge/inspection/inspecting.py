@@ -55,7 +55,7 @@ def _inspection(found: AuditedLook) -> Inspection:
         atoms=range_of(np.asarray(structures.num_atoms, dtype=np.float64)),
         elements=element_counts(structures),
         periodicity=periodicity(structures),
-        length_unit=report.length_unit,
+        length_unit=next(iter(report.length_units.values()), ""),
         labels=tuple(_label(origin, found.look, structures) for origin in report.origins if origin.label),
         other_keys=_other_keys(found.look),
         how_read=(*found.look.notes, *_undecided(found.look)),

@@ -60,14 +60,13 @@ class StepCompiler:
         self.tell(f"compiling beside the training; compiled steps from step {self._switch_step} on")
 
     def _compile(self, batch: Batch, weights: Tensor) -> None:
-        self._pending = False
+        self._pending, start = False, time.perf_counter()
         reason = self._helper.wait() if self._helper else None
         self._helper = None
-        start = time.perf_counter()
         if reason is None:
             compiled, reason = try_to_compile(self.model, self.loss, batch, weights)
             if compiled is not None:
                 self.compiled = compiled
-                self.tell(f"compiled steps from here on (agree with eager; {time.perf_counter() - start:.0f} s)")
+                self.tell(f"compiled steps from here on (agree with eager; waited {time.perf_counter() - start:.0f} s)")
                 return
         self.tell(f"not compiled, eager steps go on: {reason}")

@@ -1,6 +1,7 @@
 """What a run shows: a live bar on a terminal, plain lines elsewhere, and all of it as plain lines in log.txt."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -42,7 +43,8 @@ class RunLog:
     def close(self) -> None:
         """Close the file."""
         if self._file:
-            self._file.close()
+            with suppress(OSError):  # every line was flushed, and a full disk has been told by now
+                self._file.close()
 
 
 class PlainLines:

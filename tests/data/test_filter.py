@@ -210,8 +210,7 @@ def test_a_subset_that_is_nowhere_is_an_error_with_the_nearest_one(option: str):
     with pytest.raises(UserError) as raised:
         filtered(FilterSection(**{option: ("water", "watr")}), STRUCTURES)
     assert str(raised.value) == (
-        f"dataset.filter.{option}: 'watr' is no subset of the data (did you mean 'water'?); "
-        "there are 'water', 'hot', 'atom', ''"
+        f"dataset.filter.{option}: 'watr' is no subset of the data (did you mean 'water'?); there are 'water', 'hot', 'atom'"
     )
 
 

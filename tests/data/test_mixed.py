@@ -10,8 +10,11 @@ from rich.console import Console
 from toy_experiment import TOML, water, waters
 
 from modelforge.atoms.units import KJ_PER_MOL
+from modelforge.data.batches import subset_factors
 from modelforge.data.prepare import prepare
+from modelforge.data.sources.extxyz import ExtendedXYZ
 from modelforge.data.sources.gather import read
+from modelforge.data.sources.mixed import Mixed
 from modelforge.data.sources.read_report import Reading
 from modelforge.data.structures import Structures
 from modelforge.describe import describe
@@ -218,3 +221,35 @@ def test_the_reference_tells_of_mixing() -> None:
     assert told.startswith('[dataset] name = "mixed"\nSeveral data sources mixed;')
     assert "sources" in told
     assert "`<name>/<subset>`" in told
+
+
+def test_a_source_in_the_wrong_unit_is_found_among_others_that_are_right(shared_data: Path, tmp_path: Path) -> None:
+    sources = {
+        "acac": {"name": "extxyz", "path": (str(shared_data / "acac/train_300K.xyz"),)},
+        "ethanol": {"name": "extxyz", "path": (str(shared_data / "formats/ethanol_reduced_100.xyz"),)},
+    }
+    with pytest.raises(UserError) as caught:
+        prepare(Mixed(name="mixed", sources=sources), weights={"energy": 1.0, "forces": 1.0})
+    first = str(caught.value).splitlines()[0]
+    assert first.startswith("dataset.sources.ethanol.energy_unit: in ")
+    assert 'set dataset.sources.ethanol.energy_unit = "kcal/mol"' in first
+    sources["ethanol"]["energy_unit"] = "kcal/mol"
+    assert not prepare(Mixed(name="mixed", sources=sources), weights={"energy": 1.0, "forces": 1.0}).audit.findings()
+
+
+def test_a_file_in_the_wrong_unit_is_found_among_others_that_are_right(shared_data: Path) -> None:
+    paths = (str(shared_data / "acac/train_300K.xyz"), str(shared_data / "formats/ethanol_reduced_100.xyz"))
+    with pytest.raises(UserError, match=r'^dataset\.energy_unit: in .*ethanol_reduced_100\.xyz: .*"kcal/mol"'):
+        prepare(ExtendedXYZ(path=paths), weights={"energy": 1.0, "forces": 1.0})
+
+
+def test_a_whole_source_can_be_weighted_by_its_name(loaded: Load) -> None:
+    data = prepare(
+        loaded(("[dataset.split]", "subset_weights = { ours = 3.0 }\n[dataset.split]")).experiment.dataset, weights={}
+    )
+    factors = subset_factors(data.structures, data.subset_weights)
+    assert dict(zip(data.structures.subset_names, factors.tolist(), strict=True)) == {
+        "ours/hot": 3.0,
+        "ours/cold": 3.0,
+        "theirs": 1.0,
+    }

@@ -70,7 +70,8 @@ def force_figures(structures: Structures, chosen: Integers | None = None) -> For
     whole = np.concatenate(typical)
     whole = whole[np.isfinite(whole)]  # a structure with a missing force has none
     median = float(np.median(whole)) if len(whole) else 0.0
-    return ForceFigures(_quantiles(histogram, edges), median, tuple(largest[:NUM_REPORTED]))
+    quantiles = tuple(min(value, largest[0].norm) for value in _quantiles(histogram, edges))  # bins reach beyond it
+    return ForceFigures(quantiles, median, tuple(largest[:NUM_REPORTED]))
 
 
 def force_findings(structures: Structures, figures: ForceFigures | None) -> tuple[Finding, ...]:

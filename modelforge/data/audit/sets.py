@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from modelforge.data.audit.duplicates import SAME_SHAPE, Duplicates, Selection, duplicates_across, duplicates_within
 from modelforge.data.audit.findings import Finding
 
-CUT_OUT = ("validation", "test")  # sets that dataset.split makes
 TRAINING = "train"
 
 
@@ -55,12 +54,18 @@ def _findings_within(training: Selection, found: Duplicates) -> list[Finding]:
         return []  # near duplicates inside a set are what trajectories consist of
     place = training.structures.place(int(found.exact[0]))
     message = f"{len(found.exact)} of the {len(training)} structures of the training set occur in it before, such as {place}"
-    return [Finding("note", "dataset.path", f"{message}; they count twice in the loss: remove them, or leave them out")]
+    return [
+        Finding(
+            "note", "dataset.path", f"{message}; they count twice in the loss: remove them from the file if that is not meant"
+        )
+    ]
 
 
 def _findings_across(name: str, training: Selection, other: Selection, found: Duplicates) -> list[Finding]:
-    key = "dataset.split" if name in CUT_OUT else f"dataset.test_paths.{name}"
-    remedy = "so its errors flatter; keep such structures together (dataset.group_key, split.strategy), or remove them"
+    is_cut_out = other.structures is training.structures
+    key = "dataset.split" if is_cut_out else f"dataset.test_paths.{name}"
+    apart = "keep such structures together (dataset.group_key, split.strategy), or remove them"
+    remedy = f"so its errors flatter; {apart if is_cut_out else 'remove them from one of the files'}"
     if len(found.exact):
         place = other.structures.place(int(found.exact[0]))
         message = f"{len(found.exact)} of the {len(other)} structures of the set {name!r} are also in the training set"

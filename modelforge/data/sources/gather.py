@@ -86,7 +86,7 @@ class Gatherer:
     def report(self) -> ReadReport:
         """What was found, once all parts have come through."""
         origins = tuple(
-            self._origin(option, key, counts, f"sources.{some.prefix}." if some.prefix else "")
+            self._origin(option, key, counts, _table(some))
             for some, counts in zip(self.files, self._counts, strict=True)
             for option, key in some.reader.label_keys().items()
         )
@@ -103,7 +103,10 @@ class Gatherer:
             dict(keys),
             dict(columns),
             homes=home,
-            length_unit=self._counts[0].units.get("length", ""),
+            tables=tuple(_table(some) for some in self.files for _ in some.paths),
+            length_units={
+                _table(some): counts.units.get("length", "") for some, counts in zip(self.files, self._counts, strict=True)
+            },
             removals=tuple(self.removals),
         )
 
@@ -112,6 +115,10 @@ class Gatherer:
         carriers = (counts.columns if per_atom else counts.keys)[key]
         incomplete = carriers - counts.complete[label] if label else 0
         return LabelOrigin(table + option, label, key, per_atom, counts.units.get(label, ""), carriers, incomplete)
+
+
+def _table(some: SourceFiles) -> str:
+    return f"sources.{some.prefix}." if some.prefix else ""
 
 
 def read(files: Sequence[SourceFiles]) -> Reading:

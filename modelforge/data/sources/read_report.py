@@ -4,7 +4,7 @@ A reader does not refuse files without labels, because a prediction needs none; 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -44,8 +44,10 @@ class ReadReport:
     columns: Mapping[str, int]
     homes: tuple[str, str] = ("header keys", "per-atom columns")
     """How the format calls what it holds for a structure, and for each atom."""
-    length_unit: str = ""
-    """The unit that positions were converted from."""
+    tables: tuple[str, ...] = ()
+    """For each file the table below `[dataset]` that it is read by, such as "sources.md."; "" where there is one source."""
+    length_units: Mapping[str, str] = field(default_factory=dict)
+    """The unit that the positions were converted from, by table."""
     removals: tuple[Removal, ...] = ()
     """Structures that the reader had to leave out."""
 
@@ -79,7 +81,13 @@ def report_from_json(saved: Mapping[str, Any], files: tuple[str, ...]) -> ReadRe
     """The report that `to_json` was made of."""
     origins = tuple(LabelOrigin(**origin) for origin in saved["origins"])
     removals = tuple(Removal(**removal) for removal in saved["removals"])
-    lists = {"files": files, "origins": origins, "homes": tuple(saved["homes"]), "removals": removals}
+    lists = {
+        "files": files,
+        "origins": origins,
+        "homes": tuple(saved["homes"]),
+        "removals": removals,
+        "tables": tuple(saved["tables"]),
+    }
     return ReadReport(**{**saved, **lists})
 
 

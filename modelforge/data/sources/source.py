@@ -54,7 +54,7 @@ class DataSource(Section, ABC):
     self_energies: SelfEnergiesSection = SelfEnergiesSection()
     filter: FilterSection = FilterSection()
     subset_weights: dict[str, NonNegative] = {}
-    """Factor on the loss of all structures of a subset, by its name (what `subset_key` holds); 1 for those not named."""
+    """Factor on the loss of all structures of a subset (what `subset_key` holds), or of a mixed source; 1 where not named."""
     audit: Literal["stop", "report"] = "stop"
     """Whether labels that contradict each other, or units that cannot be right, stop the run or are only reported."""
     cache_folder: PathText | None = None

@@ -41,7 +41,7 @@ def prepared_once(folder: Path, make: Callable[[Path], None], *, what: str, say:
                 say(what)
                 _make(folder, make, alone=alone)
     except OSError as error:
-        raise _unwritable(folder, error, "dataset.cache_folder") from error
+        raise disk_error(folder, error, "dataset.cache_folder") from error
     return folder
 
 
@@ -54,7 +54,7 @@ def make_folder(folder: Path, make: Callable[[Path], None], *, key: str) -> None
             raise UserError(f"{key}: {folder} has come into being meanwhile; nothing there was changed, choose another name")
         os.rename(temporary, folder)
     except OSError as error:
-        raise _unwritable(folder, error, key) from error
+        raise disk_error(folder, error, key) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -92,7 +92,8 @@ def _is_left(temporary: Path) -> bool:
     return time.time() - changed > ABANDONED
 
 
-def _unwritable(made: Path, error: OSError, key: str) -> UserError:
+def disk_error(made: Path, error: OSError, key: str) -> UserError:
+    """The error for a file or folder that could not be made; it begins with the key that names it."""
     folder = made.parent
     if isinstance(error.filename, str) and not _is_of(made.absolute(), Path(error.filename).absolute()):
         return UserError(f"{error.filename}: {error.strerror}")
