@@ -146,6 +146,9 @@ def read_atoms(
     frames: Frames, chosen: dict[str, list[int]], *, forces_key: str | None, charges_key: str | None = None
 ) -> AtomTable:
     """The atoms of all frames; `chosen` divides the frames by their columns."""
+    if len(chosen) == 1:  # as nearly always
+        (properties, members), *_ = chosen.items()
+        return read_atoms_of(frames, members, properties=properties, forces_key=forces_key, charges_key=charges_key)
     num_atoms = np.array(frames.num_atoms)
     first_atom = np.cumsum(num_atoms) - num_atoms
     total = int(num_atoms.sum())
@@ -179,9 +182,9 @@ def parse_atoms(lines: list[bytes], wanted: Wanted) -> AtomTable:
     if lines[0].isspace():  # numpy warns where all lines are blank
         raise ValueError
     records = np.loadtxt(lines, dtype=wanted.dtype, comments=None, encoding="utf-8", ndmin=1)
-    positions = records["positions"]
-    forces = np.full_like(positions, np.nan) if wanted.forces is None else records["forces"]
-    charges = np.full(len(records), np.nan) if wanted.charges is None else records["partial_charges"]
+    positions = np.ascontiguousarray(records["positions"])
+    forces = np.full_like(positions, np.nan) if wanted.forces is None else np.ascontiguousarray(records["forces"])
+    charges = np.full(len(records), np.nan) if wanted.charges is None else records["partial_charges"].copy()
     if len(records) != len(lines) or not np.isfinite(positions).all() or np.isinf(forces).any() or np.isinf(charges).any():
         raise ValueError
     species = records["species"].copy()
