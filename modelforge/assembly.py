@@ -2,8 +2,8 @@
 
 import torch
 
+from modelforge.data.batching.run_batches import RunBatches
 from modelforge.data.prepare import PreparedData
-from modelforge.data.run_batches import RunBatches
 from modelforge.data.store.prepared_once import Say, silent
 from modelforge.experiment import Experiment
 from modelforge.potentials.energy_model import EnergyModel

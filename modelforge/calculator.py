@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from modelforge.data.batches import structure_table
+from modelforge.data.batching.batches import structure_table
 from modelforge.data.structures import Structures
 from modelforge.errors import UserError
 from modelforge.model_file import load_potential

@@ -13,8 +13,8 @@ import torch
 
 from modelforge.assembly import build_model, run_batches, total_steps_of
 from modelforge.atoms.graph import Batch
+from modelforge.data.batching.run_batches import RunBatches
 from modelforge.data.prepare import prepare
-from modelforge.data.run_batches import RunBatches
 from modelforge.experiment import Experiment, LoadedExperiment
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.report import batch_summary, data_summary, model_summary

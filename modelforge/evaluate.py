@@ -17,9 +17,9 @@ from modelforge.atoms.graph import Batch, Prediction, tensors_of
 from modelforge.atoms.self_energies import element_counts, is_determined
 from modelforge.data.audit.findings import Finding
 from modelforge.data.audited import audit_opened
-from modelforge.data.batches import structure_table, sum_of_constants
+from modelforge.data.batching.batches import structure_table
+from modelforge.data.batching.order import EvaluationBatches
 from modelforge.data.detection import format_of, load_data
-from modelforge.data.order import EvaluationBatches
 from modelforge.data.sources.extxyz.writer import write_extxyz
 from modelforge.data.sources.file_source import FileSource
 from modelforge.data.sources.mixed import Mixed
@@ -28,7 +28,7 @@ from modelforge.data.sources.source import DataSource, SourceFiles
 from modelforge.data.sources.stored import Stored
 from modelforge.data.store.opening import cache_folder, open_files
 from modelforge.data.store.prepared_once import silent
-from modelforge.data.structures import Floats, Structures
+from modelforge.data.structures import Floats, Structures, sum_of_constants
 from modelforge.errors import UserError
 from modelforge.files import write_text
 from modelforge.model_file import TrainedPotential, load_potential

@@ -7,10 +7,10 @@ import numpy as np
 from ase.data import chemical_symbols
 from rich.table import Table
 
+from modelforge.data.batching.packing import PackedOrder
+from modelforge.data.batching.run_batches import RunBatches
 from modelforge.data.filter import counts_by_reason
-from modelforge.data.packing import PackedOrder
 from modelforge.data.prepare import PreparedData
-from modelforge.data.run_batches import RunBatches
 from modelforge.data.structures import LABELS
 from modelforge.experiment import Experiment
 from modelforge.potentials.energy_model import EnergyModel

@@ -7,7 +7,7 @@ import torch
 from ase import Atoms
 
 from modelforge.atoms.graph import Batch
-from modelforge.data.batches import structure_table
+from modelforge.data.batching.batches import structure_table
 from modelforge.data.structures import Structures
 
 NO_CONSTANTS = np.zeros(119)

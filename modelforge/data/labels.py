@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
-from modelforge.data.batches import subset_factors
 from modelforge.data.sources.read_report import ReadReport
 from modelforge.data.sources.source import DataSource
-from modelforge.data.structures import Integers, Structures
+from modelforge.data.structures import Integers, Structures, subset_factors
 from modelforge.errors import UserError
 
 OPTIONS = {"energy": "energy_key", "forces": "forces_key", "stress": "stress_key"}

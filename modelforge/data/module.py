@@ -4,8 +4,8 @@ import pytorch_lightning as pl
 import torch
 
 from modelforge.atoms.graph import Batch
-from modelforge.data.order import EvaluationBatches, TrainingBatches
-from modelforge.data.run_batches import RunBatches
+from modelforge.data.batching.order import EvaluationBatches, TrainingBatches
+from modelforge.data.batching.run_batches import RunBatches
 
 
 class DataModule(pl.LightningDataModule):

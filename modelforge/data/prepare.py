@@ -11,7 +11,6 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from modelforge.data.audited import AuditedSets, audit_opened, audit_overlaps, stop_if_found
-from modelforge.data.batches import sum_of_constants
 from modelforge.data.filter import element_table, filtered, refuse_unknown_subsets
 from modelforge.data.labels import missing_label_notes, refuse_absent_keys, require_labels, require_training_labels
 from modelforge.data.reference import Reference, energies_of_isolated_atoms, isolated_atoms, reference_of
@@ -22,7 +21,7 @@ from modelforge.data.sources.source import DataSource
 from modelforge.data.split import Split, load_split, origin_of_split, save_split, split
 from modelforge.data.store.opening import OpenedData, cache_folder, open_files
 from modelforge.data.store.prepared_once import Say, silent
-from modelforge.data.structures import Integers, Structures
+from modelforge.data.structures import Integers, Structures, sum_of_constants
 from modelforge.errors import UserError
 
 

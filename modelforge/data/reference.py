@@ -19,8 +19,7 @@ from modelforge.atoms.self_energies import (
     undetermined_in_words,
 )
 from modelforge.atoms.units import EnergyUnit, energy_in_ev
-from modelforge.data.batches import sum_of_constants
-from modelforge.data.structures import Floats, Integers, Structures
+from modelforge.data.structures import Floats, Integers, Structures, sum_of_constants
 from modelforge.errors import UserError
 from modelforge.section import PathText, Section, SectionError
 

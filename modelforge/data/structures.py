@@ -221,3 +221,15 @@ def _joined(columns: Sequence[Array]) -> Array:
     if filled and all(is_constant(values) and np.array_equal(values[0], filled[0][0], equal_nan=True) for values in filled):
         return np.broadcast_to(filled[0][0], (sum(map(len, columns)), *filled[0].shape[1:]))
     return np.concatenate(columns)
+
+
+def sum_of_constants(structures: Structures, by_element: Floats) -> Floats:
+    """The sum of a constant of each atom's element over the structures, float64, (S,); `by_element` by atomic number."""
+    pieces = (np.add.reduceat(by_element[piece.atomic_numbers], piece.offsets[:-1]) for piece in structures.pieces())
+    return np.concatenate(list(pieces))
+
+
+def subset_factors(structures: Structures, subset_weights: Mapping[str, float]) -> Floats:
+    """The weight of each subset name: its own, or that of the source before its slash, or 1."""
+    names = structures.subset_names
+    return np.array([subset_weights.get(name, subset_weights.get(name.partition("/")[0], 1.0)) for name in names])

@@ -9,10 +9,9 @@ from ase.data import chemical_symbols
 from modelforge.atoms.self_energies import NUM_ATOMIC_NUMBERS, undetermined_in_words
 from modelforge.atoms.units import GIGAPASCAL
 from modelforge.data.audit.figures import Figures
-from modelforge.data.batches import sum_of_constants
 from modelforge.data.filter import largest_forces
 from modelforge.data.reference import compositions_of, isolated_atoms
-from modelforge.data.structures import Floats, Structures, is_constant
+from modelforge.data.structures import Floats, Structures, is_constant, sum_of_constants
 from modelforge.inspection.histogram import histogram, histogram_of_sizes
 from modelforge.inspection.inspection import ElementCount, Energies, Forces, Periodicity, Range, Stresses
 

@@ -14,9 +14,8 @@ from modelforge.data.audit.figures import Figures
 from modelforge.data.audit.fingerprints import exact_fingerprints
 from modelforge.data.audit.outliers import FAR_ENERGY, FAR_SCORE, LARGE_AGAINST_TYPICAL, LARGE_FORCE
 from modelforge.data.audit.sampling import evenly_spaced
-from modelforge.data.batches import sum_of_constants
 from modelforge.data.reference import compositions_of
-from modelforge.data.structures import Floats, Structures
+from modelforge.data.structures import Floats, Structures, sum_of_constants
 from modelforge.inspection.inspection import Oddity
 from modelforge.inspection.measuring import MOST_EXAMPLES, force_in_words, largest_in_structures, largest_places
 

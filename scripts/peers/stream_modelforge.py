@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from modelforge.data.batches import StructureTable, structure_table
-from modelforge.data.edges import EdgeTable, edges_of
-from modelforge.data.order import BatchOrder, TrainingBatches
+from modelforge.data.batching.batches import StructureTable, structure_table
+from modelforge.data.batching.edges import EdgeTable, edges_of
+from modelforge.data.batching.order import BatchOrder, TrainingBatches
 from modelforge.data.sources.hdf5 import HDF5
 from modelforge.data.store.file_digests import SETTLED
 from modelforge.data.store.opening import OpenedData, open_files

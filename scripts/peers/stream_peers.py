@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from modelforge.atoms.graph import Batch
 from modelforge.atoms.neighbors import find_edges
-from modelforge.data.order import BatchOrder, TrainingBatches
+from modelforge.data.batching.order import BatchOrder, TrainingBatches
 from modelforge.data.structures import Array
 
 MAP_SIZE = 1 << 38  # bytes: more than LMDB will need

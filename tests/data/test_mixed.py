@@ -10,13 +10,12 @@ from rich.console import Console
 from toy_experiment import TOML, water, waters
 
 from modelforge.atoms.units import KJ_PER_MOL
-from modelforge.data.batches import subset_factors
 from modelforge.data.prepare import prepare
 from modelforge.data.sources.extxyz import ExtendedXYZ
 from modelforge.data.sources.gather import read
 from modelforge.data.sources.mixed import Mixed
 from modelforge.data.sources.read_report import Reading
-from modelforge.data.structures import Structures
+from modelforge.data.structures import Structures, subset_factors
 from modelforge.describe import describe
 from modelforge.errors import UserError
 from modelforge.evaluate import evaluate_files

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tolerances import LABEL_ROUNDING, SELF_ENERGY
 
 from modelforge.atoms.units import HARTREE
-from modelforge.data.batches import structure_table, sum_of_constants
+from modelforge.data.batching.batches import structure_table
 from modelforge.data.prepare import prepare
 from modelforge.data.reference import (
     Reference,
@@ -22,7 +22,7 @@ from modelforge.data.reference import (
     reference_of,
 )
 from modelforge.data.sources.extxyz import ExtendedXYZ, read_extxyz
-from modelforge.data.structures import Structures
+from modelforge.data.structures import Structures, sum_of_constants
 from modelforge.errors import UserError
 
 PLANTED = {1: -13.6, 6: -1029.4, 8: -2042.0, 35: -48_812.25}

@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from tolerances import CUTOFF_MARGIN, EXACT_SUM, FINITE_DIFFERENCE, JUMP, SINGLE_PRECISION, STEP
 
 from modelforge.atoms.graph import AtomicGraph, Labels, Prediction, tensors_of
-from modelforge.data.batches import structure_table
+from modelforge.data.batching.batches import structure_table
 from modelforge.potentials import PotentialSection
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.section import Section

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modelforge.atoms.graph import AtomicGraph
-from modelforge.data.batches import structure_table
+from modelforge.data.batching.batches import structure_table
 from modelforge.data.structures import Structures
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.potentials.painn import PaiNN, PaiNNSection

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from toy_experiment import TOML, water
 
 from modelforge.assembly import run_batches
+from modelforge.data.batching.run_batches import RunBatches
 from modelforge.data.prepare import prepare
-from modelforge.data.run_batches import RunBatches
 from modelforge.data.sources import bundled
 from modelforge.errors import UserError
 from modelforge.experiment import load

@@ -8,8 +8,8 @@ from made_structures import batch_of, cluster, crystal, labelled, structures_of
 from torchmetrics import MeanAbsoluteError, MeanSquaredError
 
 from modelforge.atoms.graph import Batch, Prediction
-from modelforge.data.batches import structure_table
-from modelforge.data.order import EvaluationBatches
+from modelforge.data.batching.batches import structure_table
+from modelforge.data.batching.order import EvaluationBatches
 from modelforge.data.structures import Structures
 from modelforge.training.metrics import ErrorSums, errors, errors_by_element, errors_by_subset
 

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from modelforge.data.batches import StructureTable, structure_table
-from modelforge.data.edges import edges_of
-from modelforge.data.order import BatchOrder, EvaluationBatches, TrainingBatches
-from modelforge.data.packing import PackedOrder
+from modelforge.data.batching.batches import StructureTable, structure_table
+from modelforge.data.batching.edges import edges_of
+from modelforge.data.batching.order import BatchOrder, EvaluationBatches, TrainingBatches
+from modelforge.data.batching.packing import PackedOrder
 from modelforge.data.prepare import PreparedData
 from modelforge.data.store.content_hash import content_hash
 from modelforge.data.store.prepared_once import Say, silent

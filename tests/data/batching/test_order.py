@@ -10,8 +10,8 @@ import torch
 from ase import Atoms
 from made_structures import structures_of
 
-from modelforge.data.batches import structure_table
-from modelforge.data.order import BatchOrder, EvaluationBatches, TrainingBatches
+from modelforge.data.batching.batches import structure_table
+from modelforge.data.batching.order import BatchOrder, EvaluationBatches, TrainingBatches
 
 T = TypeVar("T")
 NUM = 23

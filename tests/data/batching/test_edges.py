@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from made_structures import NO_CONSTANTS, cluster, crystal, labelled, structures_of
 
 from modelforge.atoms.graph import Batch
-from modelforge.data import edges as edges_module
-from modelforge.data.batches import StructureTable, structure_table
-from modelforge.data.edges import NAMES, EdgeTable, edges_of
-from modelforge.data.order import BatchOrder, EvaluationBatches, TrainingBatches
+from modelforge.data.batching import edges as edges_module
+from modelforge.data.batching.batches import StructureTable, structure_table
+from modelforge.data.batching.edges import NAMES, EdgeTable, edges_of
+from modelforge.data.batching.order import BatchOrder, EvaluationBatches, TrainingBatches
 from modelforge.data.sources.read_report import ReadReport
 from modelforge.data.store.columns import INDEX
 from modelforge.data.store.content_hash import content_hash

@@ -7,7 +7,8 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 from made_structures import cluster, crystal, labelled, structures_of
 
-from modelforge.data.batches import StructureTable, structure_table, sum_of_constants
+from modelforge.data.batching.batches import StructureTable, structure_table
+from modelforge.data.structures import sum_of_constants
 
 CUTOFF = 3.2
 ALL_ATOMS = [

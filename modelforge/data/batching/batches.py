@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from modelforge.atoms.graph import AtomicGraph, Batch, Labels
-from modelforge.data.edges import EdgeTable, edges_of
-from modelforge.data.rows import Rows, RowsInMemory, Spans, rows_of
+from modelforge.data.batching.edges import EdgeTable, edges_of
+from modelforge.data.batching.rows import Rows, RowsInMemory, Spans, rows_of
 from modelforge.data.store.columns import Columns
-from modelforge.data.structures import Array, Floats, Structures
+from modelforge.data.structures import Array, Floats, Structures, subset_factors, sum_of_constants
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,20 +102,8 @@ def structure_table(
     )
 
 
-def sum_of_constants(structures: Structures, by_element: Floats) -> Floats:
-    """The sum of a constant of each atom's element over the structures, float64, (S,); `by_element` by atomic number."""
-    pieces = (np.add.reduceat(by_element[piece.atomic_numbers], piece.offsets[:-1]) for piece in structures.pieces())
-    return np.concatenate(list(pieces))
-
-
 def _weights(structures: Structures, subset_weights: Mapping[str, float]) -> Floats:
     return np.asarray(structures.weight * subset_factors(structures, subset_weights)[structures.subset])
-
-
-def subset_factors(structures: Structures, subset_weights: Mapping[str, float]) -> Floats:
-    """The weight of each subset name: its own, or that of the source before its slash, or 1."""
-    names = structures.subset_names
-    return np.array([subset_weights.get(name, subset_weights.get(name.partition("/")[0], 1.0)) for name in names])
 
 
 def _volumes(structures: Structures) -> Floats:

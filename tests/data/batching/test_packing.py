@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelforge.data.packing import PackedOrder, budget_shares, evaluation_batches, fewest_batches
+from modelforge.data.batching.packing import PackedOrder, budget_shares, evaluation_batches, fewest_batches
 
 varied = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 RANDOM = np.random.default_rng(0)

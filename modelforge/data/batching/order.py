@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from modelforge.atoms.graph import Batch
-from modelforge.data.batches import StructureTable
-from modelforge.data.packing import evaluation_batches
+from modelforge.data.batching.batches import StructureTable
+from modelforge.data.batching.packing import evaluation_batches
 
 
 class Order(Protocol):
