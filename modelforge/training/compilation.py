@@ -55,6 +55,10 @@ class StepCompiler:
                 self._start_helper(batch, weights)
         return self.compiled or self.eager
 
+    def is_awaited(self, number: int) -> bool:
+        """Whether the step of this number has to wait for the other process, which is not ready yet."""
+        return self._pending and self._helper is not None and number >= self._switch_step and self._helper.is_running
+
     def _start_helper(self, batch: Batch, weights: Tensor) -> None:
         self._helper = CompilingProcess(self.model, self.loss, batch, weights)
         self.tell(f"compiling beside the training; compiled steps from step {self._switch_step} on")
@@ -67,6 +71,6 @@ class StepCompiler:
             compiled, reason = try_to_compile(self.model, self.loss, batch, weights)
             if compiled is not None:
                 self.compiled = compiled
-                self.tell(f"compiled steps from here on (agree with eager; waited {time.perf_counter() - start:.0f} s)")
+                self.tell(f"compiled steps from here on (agree with eager; {time.perf_counter() - start:.0f} s)")
                 return
         self.tell(f"not compiled, eager steps go on: {reason}")

@@ -42,6 +42,11 @@ class CompilingProcess:
         )
         weakref.finalize(self, _end, self._process, self._job)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it is still at work."""
+        return self._process.poll() is None
+
     def wait(self) -> str | None:
         """Wait for its end; None if all went well, else the reason."""
         output, _ = self._process.communicate()

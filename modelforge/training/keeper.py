@@ -24,6 +24,7 @@ from modelforge.training.task import TrainingTask
 STEPS_BETWEEN_AGREEMENTS = 20  # of several processes, on whether to stop
 SECONDS_BETWEEN_SAVES = 20.0  # at validations
 SECONDS_BETWEEN_SAVES_IN_A_STRETCH = 600.0  # without a validation in between
+SECONDS_BETWEEN_LOOKS = 0.1  # at a process that compiles
 SECONDS_BETWEEN_CHECKS = 10.0  # of the loss, which make the host wait for the device
 
 
@@ -124,6 +125,10 @@ class RunKeeper(pl.Callback):
             self._check_finite(task, "training", float(task.training_loss[0]))
         if not self._time_to_look(trainer, task):
             return
+        if task.compiler.is_awaited(task.steps):
+            self.say("waiting for the compiled step")
+        while task.compiler.is_awaited(task.steps) and self.stop_signal.number is None:
+            time.sleep(SECONDS_BETWEEN_LOOKS)  # here and not within the step, so that a signal ends the waiting
         if self._agreed(trainer, self.stop_signal.number is not None):
             self.save(trainer, task)
             raise Interrupted(f"{self.stop_signal.name} at step {task.steps}")

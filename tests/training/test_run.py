@@ -31,6 +31,7 @@ from modelforge.experiment import load
 from modelforge.model_file import load_potential
 from modelforge.potentials import PotentialSection
 from modelforge.train import Results, train
+from modelforge.training.compilation import StepCompiler
 from modelforge.training.keeper import Interrupted
 from modelforge.training.listener import Listener, Validation
 
@@ -319,6 +320,27 @@ MIDDLE, LAST_OF_EPOCH, LAST = STEPS_PER_EPOCH + 3, 2 * STEPS_PER_EPOCH, EPOCHS *
 )
 def test_an_interrupted_run_equals_one_that_was_not(data, finished, tmp_path, monkeypatch, steps: Sequence[int]):
     assert run_with(SignalAt(*steps), monkeypatch, data, tmp_path / "run") == len(steps)
+    assert_same_run(finished, tmp_path / "run")
+
+
+class SignalInTheWaiting(SignalAt):
+    """A listener that sends the signal while the run waits for the compiler."""
+
+    def said(self, message: str) -> None:
+        if message.startswith("waiting for the compiled step"):
+            os.kill(os.getpid(), self.number)
+
+
+def test_a_signal_ends_the_waiting_for_the_compiler(data, finished, tmp_path, monkeypatch):
+    asked: list[int] = []
+
+    def is_awaited(_: StepCompiler, number: int) -> bool:
+        asked.append(number)
+        return number == MIDDLE and asked.count(MIDDLE) < 100  # for ever, unless the signal is seen
+
+    monkeypatch.setattr(StepCompiler, "is_awaited", is_awaited)
+    assert run_with(SignalInTheWaiting(), monkeypatch, data, tmp_path / "run") == 1
+    assert asked.count(MIDDLE) < 5
     assert_same_run(finished, tmp_path / "run")
 
 

@@ -210,7 +210,10 @@ def test_another_process_compiles_what_this_one_needs():
     messages: list[str] = []
     compiler.tell = messages.append
     assert compiler.step(0, sample, weights(torch.float32)) is compiler.eager
+    assert compiler.is_awaited(EAGER_STEPS)
+    assert not compiler.is_awaited(EAGER_STEPS - 1)
     step = compiler.step(EAGER_STEPS, sample, weights(torch.float32))
+    assert not compiler.is_awaited(EAGER_STEPS)
     assert messages[0] == f"compiling beside the training; compiled steps from step {EAGER_STEPS} on"
     assert messages[1].startswith("compiled steps from here on (agree with eager; ")
     assert isinstance(step, CompiledStep)
