@@ -19,6 +19,7 @@ from modelforge import __version__
 from modelforge.assembly import build_model, run_batches, total_steps_of
 from modelforge.data.module import DataModule
 from modelforge.data.prepare import PreparedData, prepare
+from modelforge.data.sources.extxyz.writer import write_extxyz
 from modelforge.evaluate import evaluate, write_predictions
 from modelforge.experiment import Experiment, LoadedExperiment, resolved_toml
 from modelforge.files import write_text
@@ -28,11 +29,13 @@ from modelforge.run_folder import RunFolder, length_of
 from modelforge.training.checkpoint import load_checkpoint
 from modelforge.training.compilation import StepCompiler
 from modelforge.training.display import LiveBar, PlainLines, RunLog, duration
-from modelforge.training.keeper import RunKeeper, next_stretch, num_stretches
+from modelforge.training.keeper import NotFinite, RunKeeper, next_stretch, num_stretches
 from modelforge.training.listener import Listener
 from modelforge.training.loss import weights_of
 from modelforge.training.task import TrainingTask
 from modelforge.training.trainer import build_trainer, reason_not_to_compile
+
+MOST_PLACES = 8  # structures that a message names
 
 Results = dict[str, Any]
 
@@ -91,9 +94,14 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
     total_steps = total_steps_of(experiment, steps_per_epoch)
     refusal = reason_not_to_compile(runtime, trainer.strategy.root_device)
     compiler = StepCompiler(model, training.loss, mode=runtime.compile, total_steps=total_steps, refusal=refusal)
-    num_subsets = len(data.structures.subset_names)
     task = TrainingTask(
-        model, training, compiler, steps_per_epoch=steps_per_epoch, total_steps=total_steps, num_subsets=num_subsets
+        model,
+        training,
+        compiler,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        num_subsets=len(data.structures.subset_names),
+        scaled_gradients=runtime.precision == "16-mixed",
     )
     keeper = RunKeeper(training, folder.path, experiment=resolved, length=json.dumps(length_of(experiment)))
     if folder.last_checkpoint.exists():
@@ -115,9 +123,23 @@ def fit(run: Run) -> None:
     try:
         with run.keeper.stop_signal:
             run.trainer.fit(task, datamodule=run.module)
+    except NotFinite as failure:
+        raise _with_batch(run, failure) from failure
     finally:
         if bar is not None:
             bar.stop()
+
+
+def _with_batch(run: Run, failure: NotFinite) -> NotFinite:
+    """The same failure with the structures of its batch, which are written to the run folder."""
+    if failure.step is None:
+        return failure
+    structures = run.data.structures.take(run.module.batches.structures_of_step(failure.step))
+    path = run.folder.path / f"not_finite_{run.trainer.global_rank}.extxyz"
+    write_extxyz(path, structures)
+    places = [structures.place(number) for number in range(len(structures))]
+    named = ", ".join(places[:MOST_PLACES]) + (f" and {len(places) - MOST_PLACES} more" if len(places) > MOST_PLACES else "")
+    return NotFinite(f"{failure}. The batch of that step is {named}; it is written to {path}", step=failure.step)
 
 
 def finish(run: Run) -> Results:

@@ -43,11 +43,11 @@ class Clipping:
         self.section = section
         self.state: Tensor | None = None  # (2,) sum of norms and of weights, both fading
 
-    def __call__(self, gradients: list[Tensor]) -> None:
-        """Clip in place."""
+    def __call__(self, gradients: list[Tensor]) -> Tensor:
+        """Clip in place; gives the norm before, ()."""
+        norm: Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
         if isinstance(self.section, NoClipping):
-            return
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+            return norm
         limit = torch.full_like(norm, self.section.limit) if isinstance(self.section, FixedNorm) else self._limit(norm)
         kept = torch.minimum(norm, limit)
         torch._foreach_mul_(gradients, kept / norm.clamp(min=1e-30))
@@ -55,6 +55,7 @@ class Clipping:
             assert self.state is not None
             newest = torch.stack([kept, torch.ones_like(kept)])
             self.state = self.MEMORY * self.state + (1 - self.MEMORY) * newest
+        return norm
 
     def _limit(self, norm: Tensor) -> Tensor:
         assert isinstance(self.section, RunningNorm)

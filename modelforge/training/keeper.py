@@ -33,7 +33,11 @@ class Interrupted(Exception):
 
 
 class NotFinite(Exception):
-    """The loss is not finite any more; the message says where."""
+    """The loss or a gradient is not finite any more; `step` is the number of the batch where that began, if it is known."""
+
+    def __init__(self, message: str, *, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 @dataclass
@@ -250,13 +254,18 @@ class RunKeeper(pl.Callback):
         return ", ".join(filter(None, [task.learning_rate.in_words(), stopping]))
 
     def _check_finite(self, task: TrainingTask, name: str, loss: float) -> None:
-        if not math.isfinite(loss):
-            self._save_best()
-            raise NotFinite(
-                f"the {name} loss is {loss} at step {task.steps}. The last good weights are in "
-                f"{self.folder / 'checkpoints'}. Lower training.optimizer.learning_rate or training.clipping.factor, "
-                "or look for wrong labels"
-            )
+        if math.isfinite(loss):
+            return
+        self._save_best()
+        fault = task.faults.first_fault()
+        found = f"the {name} loss is {loss} at step {task.steps}"
+        if fault is not None:
+            found = f"{fault.what} is not finite at step {fault.step}"
+        raise NotFinite(
+            f"{found}. The last good weights are in {self.folder / 'checkpoints'}. Lower training.optimizer.learning_rate or "
+            "training.clipping.factor, or look for wrong labels",
+            step=fault.step if fault else None,
+        )
 
 
 def next_stretch(data: DataModule, task: TrainingTask, section: TrainingSection) -> None:

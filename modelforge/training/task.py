@@ -15,6 +15,7 @@ from modelforge.atoms.graph import Batch
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.training.clipping import Clipping
 from modelforge.training.compilation import StepCompiler
+from modelforge.training.fault_record import FaultRecord
 from modelforge.training.learning_rate import LearningRate
 from modelforge.training.loss import term_sums, term_values, weights_of
 from modelforge.training.metrics import ErrorSums
@@ -49,8 +50,11 @@ class TrainingTask(pl.LightningModule):
         steps_per_epoch: int,
         total_steps: int,
         num_subsets: int = 1,
+        scaled_gradients: bool = False,
     ) -> None:
+        """`scaled_gradients`: a scaler tries gradients that overflow, and leaves such steps out."""
         super().__init__()
+        self.scaled_gradients = scaled_gradients
         self.model, self.section, self.compiler = model, section, compiler
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.steps = self.optimizer_steps = 0
@@ -63,6 +67,7 @@ class TrainingTask(pl.LightningModule):
         """The optimizer, whose learning rate is set step by step; what is added up lives on the model's device."""
         weights = list(weights_of(self.section.loss).values())
         self.loss_weights = self.model.scale.new_tensor(weights)  # (T,)
+        self.faults = FaultRecord(list(weights_of(self.section.loss)), self.model.scale)
         # Sum of the losses since the last validation, and their number. No buffers: DDP would copy those of process 0 to all.
         self.training_loss = self.model.scale.new_zeros(2)
         self.validation_sums = self.model.scale.new_zeros(len(weights), 2, dtype=torch.float64)  # (T, 2)
@@ -82,8 +87,9 @@ class TrainingTask(pl.LightningModule):
         """The loss of a batch; nothing here waits for the device."""
         step = self.compiler.step(self.steps, batch, self.loss_weights)
         result = step(batch, self.loss_weights)
-        self.steps += 1
         with torch.no_grad():
+            self.faults.note_terms(self.steps, result.terms)
+            self.steps += 1
             self.training_loss += torch.stack([result.loss, torch.ones_like(result.loss)])
             self.training_errors.update(result.prediction, batch)
         return result.loss
@@ -102,7 +108,9 @@ class TrainingTask(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the section says; Lightning's own limits are not set."""
-        self.clip([w.grad for group in optimizer.param_groups for w in group["params"] if w.grad is not None])
+        norm = self.clip([w.grad for group in optimizer.param_groups for w in group["params"] if w.grad is not None])
+        if not self.scaled_gradients:
+            self.faults.note_norm(norm)
 
     def on_validation_epoch_start(self) -> None:
         """Validate with the averaged weights."""

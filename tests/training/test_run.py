@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -22,7 +23,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tolerances import CALCULATOR, DRIFT, FINITE_DIFFERENCE, RECOMPUTED_METRIC, SHIFTED_METRIC
 
+from modelforge.assembly import run_batches
+from modelforge.atoms.graph import Batch
 from modelforge.calculator import ModelforgeCalculator
+from modelforge.data.prepare import prepare
 from modelforge.data.sources import bundled
 from modelforge.data.sources.gather import read
 from modelforge.errors import UserError
@@ -31,9 +35,12 @@ from modelforge.experiment import load
 from modelforge.model_file import load_potential
 from modelforge.potentials import PotentialSection
 from modelforge.train import Results, train
+from modelforge.training.checkpoint import load_checkpoint
 from modelforge.training.compilation import StepCompiler
-from modelforge.training.keeper import Interrupted
+from modelforge.training.eager_step import EagerStep, StepResult
+from modelforge.training.keeper import Interrupted, NotFinite
 from modelforge.training.listener import Listener, Validation
+from modelforge.training.loss import weights_of
 
 NUM_TRAIN, NUM_VALIDATION, BATCH_SIZE, EPOCHS = 32, 8, 5, 6
 STEPS_PER_EPOCH = 7  # 32 structures in fives, the last batch has two
@@ -481,3 +488,30 @@ def test_the_calculator_refuses_elements_that_it_does_not_know(finished: Path):
     atoms = Atoms("Cl2", positions=[[0, 0, 0], [0, 0, 2]], calculator=ModelforgeCalculator(finished))
     with pytest.raises(UserError, match="not trained on"):
         atoms.get_potential_energy()
+
+
+# Numbers that are not finite
+
+
+def test_the_first_step_that_is_not_finite_is_named_with_its_structures(data, tmp_path, monkeypatch):
+    """The forces term of one step is made NaN: the run ends, names the term and the structures, and keeps good weights."""
+    real, fault = EagerStep.__call__, STEPS_PER_EPOCH + 2
+    calls: list[int] = []
+
+    def faulty(self: EagerStep, batch: Batch, weights: torch.Tensor) -> StepResult:
+        result = real(self, batch, weights)
+        calls.append(len(calls))
+        nan = torch.tensor([0.0, float("nan")])
+        return replace(result, loss=result.loss + nan.sum(), terms=result.terms + nan) if calls[-1] == fault else result
+
+    monkeypatch.setattr(EagerStep, "__call__", faulty)
+    with pytest.raises(NotFinite, match=rf"^the forces term of the loss is not finite at step {fault}\. ") as caught:
+        run(data, tmp_path / "run")
+    assert len(ase.io.read(tmp_path / "run" / "not_finite_0.extxyz", ":")) == BATCH_SIZE
+    experiment = load(data / "x.toml").experiment
+    prepared = prepare(experiment.dataset, weights=weights_of(experiment.training.loss))
+    expected = run_batches(experiment, prepared).structures_of_step(fault).tolist()
+    assert all(f"train.xyz:{index}" in str(caught.value) for index in expected)
+    saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")["task"]
+    assert saved["steps"] <= fault
+    assert all(torch.isfinite(weight).all() for weight in saved["weights"].values())

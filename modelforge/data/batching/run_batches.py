@@ -10,6 +10,7 @@ from modelforge.data.batching.packing import PackedOrder
 from modelforge.data.prepare import PreparedData
 from modelforge.data.store.content_hash import content_hash
 from modelforge.data.store.prepared_once import Say, silent
+from modelforge.data.structures import Integers
 from modelforge.errors import UserError
 
 WORTH_A_COPY = 4  # of the structures: where at most every fourth is used, those are copied and the others left alone
@@ -61,6 +62,12 @@ class RunBatches:
     def training(self, first_step: int, last_step: int) -> TrainingBatches:
         """The training batches from one step up to another."""
         return TrainingBatches(self.table, self.order, members=self.members, first_step=first_step, last_step=last_step)
+
+    def structures_of_step(self, step: int) -> Integers:
+        """Indices among all structures of the training batch of a step of this process."""
+        epoch, place = divmod(step, self.order.steps_per_epoch)
+        chosen: Integers = self.data.split.train[self.order.epoch(epoch)[place].numpy()]
+        return chosen
 
     def validation(self) -> EvaluationBatches:
         """The validation set."""
