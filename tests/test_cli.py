@@ -116,7 +116,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weights(
     words += ["--set", "training.clipping.name=none", "--set", "training.optimizer.learning_rate=1e30"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 1
-    assert "stopped: the training loss is " in result.output
+    assert "term of the loss is not finite at step 1. The last good weights are in " in result.output
+    assert "The batch of that step is " in result.output
     assert "Traceback" not in result.output
     checkpoint = folder / "runs" / "x" / "checkpoints" / "last.ckpt"
     if checkpoint.exists():
