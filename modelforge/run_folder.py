@@ -50,6 +50,11 @@ class RunFolder:
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
+    def previous_checkpoint(self) -> Path:
+        """The one before, for the case that the last is damaged."""
+        return self.path / "checkpoints" / "previous.ckpt"
+
+    @property
     def best_checkpoint(self) -> Path:
         """The best weights so far."""
         return self.path / "checkpoints" / "best.ckpt"

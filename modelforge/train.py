@@ -26,7 +26,7 @@ from modelforge.files import write_text
 from modelforge.model_file import FILE_NAME, TrainedPotential, save_potential
 from modelforge.report import batch_summary, data_report, data_summary, error_table, model_summary
 from modelforge.run_folder import RunFolder, length_of
-from modelforge.training.checkpoint import load_checkpoint
+from modelforge.training.checkpoint import latest_checkpoint, load_checkpoint
 from modelforge.training.compilation import StepCompiler
 from modelforge.training.display import LiveBar, PlainLines, RunLog, duration
 from modelforge.training.keeper import NotFinite, RunKeeper, next_stretch, num_stretches
@@ -104,8 +104,10 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
         scaled_gradients=runtime.precision == "16-mixed",
     )
     keeper = RunKeeper(training, folder.path, experiment=resolved, length=json.dumps(length_of(experiment)))
-    if folder.last_checkpoint.exists():
-        checkpoint = load_checkpoint(folder.last_checkpoint)
+    if (latest := latest_checkpoint(folder.last_checkpoint, folder.previous_checkpoint)) is not None:
+        checkpoint, damage = latest
+        if damage:
+            log.line(f"note: {damage}; the run goes on from {folder.previous_checkpoint}, the one before")
         task.restore(checkpoint["task"])
         keeper.restore(checkpoint["keeper"])
     return Run(experiment, resolved, folder, data, DataModule(batches), task, keeper, trainer, log)

@@ -209,7 +209,8 @@ class RunKeeper(pl.Callback):
             return
         self._check_finite(task, "training", float(task.training_loss[0]))
         self._save_best()
-        save_checkpoint(self.folder / "checkpoints" / "last.ckpt", self._checkpoint(task))
+        folder = self.folder / "checkpoints"
+        save_checkpoint(folder / "last.ckpt", self._checkpoint(task), previous=folder / "previous.ckpt")
         self._saved = time.perf_counter()
 
     def _save_best(self) -> None:

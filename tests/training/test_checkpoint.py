@@ -1,12 +1,13 @@
 """Checkpoints: a damaged one is a clear error, and writing one leaves the old or the new, nothing else."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from modelforge.errors import UserError
-from modelforge.training.checkpoint import SCHEMA, load_checkpoint, save_checkpoint
+from modelforge.training.checkpoint import SCHEMA, latest_checkpoint, load_checkpoint, save_checkpoint
 
 STATE = {"schema": SCHEMA, "experiment": "", "task": {"weights": {"w": torch.arange(1000.0)}}, "keeper": {}}
 
@@ -49,3 +50,43 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_no_debris(path: Path, monk
         save_checkpoint(path, STATE)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_flipped_bit_anywhere_in_the_tensors_is_noticed(path: Path):
+    content = bytearray(path.read_bytes())
+    place = content.find(torch.arange(1000.0).numpy().tobytes())
+    assert place > 0
+    content[place + 2001] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"last\.ckpt: cannot be read as a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_the_checkpoint_before_is_kept_and_used_where_the_last_is_damaged(path: Path):
+    previous = path.with_name("previous.ckpt")
+    assert latest_checkpoint(path, previous)[1] == ""
+    save_checkpoint(path, {**STATE, "keeper": {"best_loss": 2.0}}, previous=previous)
+    assert latest_checkpoint(path, previous)[0]["keeper"] == {"best_loss": 2.0}
+    path.write_bytes(path.read_bytes()[:100])
+    found, damage = latest_checkpoint(path, previous)
+    assert found["keeper"] == {}
+    assert damage.startswith(f"{path}: cannot be read as a checkpoint")
+    path.unlink()
+    assert latest_checkpoint(path, previous)[0]["keeper"] == {}
+    previous.write_bytes(b"")
+    with pytest.raises(UserError, match=r"previous\.ckpt: cannot be read"):
+        latest_checkpoint(path, previous)
+
+
+def test_without_a_checkpoint_there_is_none(tmp_path: Path):
+    assert latest_checkpoint(tmp_path / "last.ckpt", tmp_path / "previous.ckpt") is None
+
+
+def test_file_systems_without_hard_links_keep_the_one_before_too(path: Path, monkeypatch):
+    def refused(*arguments: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refused)
+    save_checkpoint(path, {**STATE, "keeper": {"best_loss": 2.0}}, previous=path.with_name("previous.ckpt"))
+    assert load_checkpoint(path.with_name("previous.ckpt"))["keeper"] == {}
+    assert load_checkpoint(path)["keeper"] == {"best_loss": 2.0}

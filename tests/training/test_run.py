@@ -490,6 +490,20 @@ def test_the_calculator_refuses_elements_that_it_does_not_know(finished: Path):
         atoms.get_potential_energy()
 
 
+def test_a_run_goes_on_from_the_checkpoint_before_where_the_last_is_damaged(data, finished, tmp_path, monkeypatch):
+    """Two interruptions leave two checkpoints; the later one is truncated."""
+    folder, listener = tmp_path / "run", SignalAt(2, MIDDLE)
+    monkeypatch.setattr("modelforge.train._listeners", lambda _run: ([listener], None))
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            run(data, folder)
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-200])
+    run(data, folder)
+    assert "the run goes on from" in (folder / "log.txt").read_text()
+    assert_same_run(finished, folder)
+
+
 # Numbers that are not finite
 
 
