@@ -19,9 +19,8 @@ from modelforge.data.audit.findings import Finding
 from modelforge.data.audited import audit_opened
 from modelforge.data.batching.batches import structure_table
 from modelforge.data.batching.order import EvaluationBatches
-from modelforge.data.detection import format_of, load_data
+from modelforge.data.detection import files_like, load_data
 from modelforge.data.sources.extxyz.writer import write_extxyz
-from modelforge.data.sources.file_source import FileSource
 from modelforge.data.sources.mixed import Mixed
 from modelforge.data.sources.read_report import Reading
 from modelforge.data.sources.source import DataSource, SourceFiles
@@ -105,7 +104,11 @@ def evaluate_files(
     Without `out` they go to `evaluation/<name of the first file>` beside the potential; only these two files are replaced.
     """
     trained = load_potential(model, device=_device(device))
-    files = load_data(data, settings).section.dataset.training_files("--data")[0] if settings else _files(trained.dataset, data)
+    files = (
+        load_data(data, settings).section.dataset.training_files("--data")[0]
+        if settings
+        else files_like(trained.dataset, data, key="--data")
+    )
     paths, cache = files.paths, cache_folder(trained.dataset.cache_folder)
     opened = open_files([files], cache=cache, say=silent)
     reading, findings = opened.reading, audit_opened(opened, np.arange(len(opened.structures)), cache=cache).findings
@@ -136,17 +139,6 @@ def _in_words(findings: Sequence[Finding]) -> list[str]:
         f"{finding.key}: {finding.message}" + ("; the errors mean nothing before" if finding.severity == "stop" else "")
         for finding in findings
     ]
-
-
-def _files(dataset: DataSource, data: Sequence[str]) -> SourceFiles:
-    """Files with the keys and units of the training data if they have its format, else with the usual ones of theirs."""
-    own = dataset.files([]).reader
-    detected = format_of(data, default=own.name, key="--data")
-    if detected != own.name:
-        return load_data(data).section.dataset.training_files("--data")[0]
-    if isinstance(own, FileSource):
-        return dataset.files(own.expand(data, key="--data"))
-    return dataset.files([Path(path) for path in data])
 
 
 def _how_read(dataset: DataSource, files: SourceFiles) -> list[str]:

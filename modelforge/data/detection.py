@@ -6,8 +6,9 @@ from pathlib import Path
 from modelforge.configuration.document import TomlDocument, TomlTable
 from modelforge.configuration.loading import Loaded, validated
 from modelforge.data.section import DatasetSection
+from modelforge.data.sources.file_source import FileSource
 from modelforge.data.sources.paths import expand_paths
-from modelforge.data.sources.source import DataSource
+from modelforge.data.sources.source import DataSource, SourceFiles
 from modelforge.data.store.store import is_store
 from modelforge.errors import UserError
 from modelforge.section import Section
@@ -40,6 +41,20 @@ def load_data(paths: Sequence[str], settings: Sequence[str] = ()) -> Loaded[Data
             raise UserError(f"--set {key}: has no effect here, where all structures are read as they are; remove it")
     overrides = [setting if setting.startswith("dataset.") else f"dataset.{setting}" for setting in settings]
     return validated(DataOnly, TomlDocument(Path("the command line"), values, {}), overrides)
+
+
+def files_like(source: DataSource, paths: Sequence[str], *, key: str) -> SourceFiles:
+    """Other files with the keys and units of a source if they have its format, else with the usual ones of theirs.
+
+    `key` begins the error where a path names no file.
+    """
+    own = source.files([]).reader
+    detected = format_of(paths, default=own.name, key=key)
+    if detected != own.name:
+        return load_data(paths).section.dataset.training_files(key)[0]
+    if isinstance(own, FileSource):
+        return source.files(own.expand(paths, key=key))
+    return source.files([Path(path) for path in paths])
 
 
 def format_of(paths: Sequence[str], *, default: str = "", key: str = "FILE") -> str:

@@ -11,11 +11,11 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from modelforge.data.audited import AuditedSets, audit_opened, audit_overlaps, stop_if_found
+from modelforge.data.detection import files_like
 from modelforge.data.filter import element_table, filtered, refuse_unknown_subsets
 from modelforge.data.labels import missing_label_notes, refuse_absent_keys, require_labels, require_training_labels
 from modelforge.data.reference import Reference, energies_of_isolated_atoms, isolated_atoms, reference_of
 from modelforge.data.sources.gather import read
-from modelforge.data.sources.paths import expand_paths
 from modelforge.data.sources.read_report import ReadReport, Removal
 from modelforge.data.sources.source import DataSource
 from modelforge.data.split import Split, load_split, origin_of_split, save_split, split
@@ -129,7 +129,7 @@ def _isolated_atoms(
         return {}, kept, ()
     if section.isolated_atoms_path:
         key = "dataset.self_energies.isolated_atoms_path"
-        files = source.files(expand_paths([section.isolated_atoms_path], Path(), key=key))
+        files = files_like(source, [section.isolated_atoms_path], key=key)
         found = energies_of_isolated_atoms(read([files]).structures)
         if not found:
             raise UserError(f"{key}: {section.isolated_atoms_path} holds no single atom with an energy; name another file")

@@ -12,6 +12,7 @@ from modelforge.data.prepare import PreparedData, prepare
 from modelforge.data.reference import SelfEnergiesSection
 from modelforge.data.sources.extxyz import ExtendedXYZ
 from modelforge.data.sources.hdf5 import HDF5
+from modelforge.data.sources.npz import Npz
 from modelforge.data.split import SplitSection
 from modelforge.errors import UserError
 from modelforge.report import data_report, data_summary
@@ -264,3 +265,16 @@ def test_groups_that_a_random_split_takes_apart_are_told() -> None:
     assert 'set it to "group"' in note
     together = ExtendedXYZ(path=("x.xyz",), group_key="molecule", split=SplitSection(strategy="group", fractions=(0.5, 0.5, 0)))
     assert not [note for note in prepare(together, weights=WEIGHTS).notes if "groups" in note]
+
+
+def test_isolated_atoms_may_have_another_format_than_the_data() -> None:
+    count = 20
+    positions = np.random.default_rng(0).normal(scale=0.02, size=(count, 3, 3))
+    positions += [[0.0, 0.0, 0.12], [0.0, 0.76, -0.48], [0.0, -0.76, -0.48]]
+    energies = -2079.0 + 0.01 * np.arange(count)
+    np.savez("w.npz", z=np.array([8, 1, 1]), R=positions, E=energies, F=np.zeros((count, 3, 3)))
+    Path("atoms.xyz").write_text(ATOMS)
+    section = SelfEnergiesSection(source="isolated_atoms", isolated_atoms_path="atoms.xyz")
+    units = {"energy_unit": "eV", "length_unit": "angstrom"}
+    data = prepare(Npz(name="npz", path=("w.npz",), self_energies=section, **units), weights={"energy": 1.0})
+    assert data.reference.self_energies.by_element == {1: -13.6, 8: -2041.8}
