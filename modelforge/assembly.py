@@ -42,5 +42,6 @@ def run_batches(
         seed=experiment.runtime.seed,
         rank=rank,
         num_processes=num_processes,
+        accumulate=training.accumulate_batches,
         say=say,
     )

@@ -17,6 +17,7 @@ from modelforge.data.batching.batches import structure_table
 from modelforge.data.structures import Structures
 from modelforge.errors import UserError
 from modelforge.model_file import load_potential
+from modelforge.training.precision import matmul_precision
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -54,7 +55,8 @@ class ModelforgeCalculator(Calculator):
         with_stress = "stress" in properties and bool(structures.periodic.all())
         table = structure_table(structures, cutoff=self.trained.cutoff, self_energies=constants, dtype=self.trained.dtype)
         batch = table.batch(torch.zeros(1, dtype=torch.long)).to(self.device)
-        prediction = self.trained.model(batch.graph, stress=with_stress)
+        with matmul_precision(self.trained.matmul_precision):
+            prediction = self.trained.model(batch.graph, stress=with_stress)
         energy = float(prediction.energy.double()) + float(constants[structures.atomic_numbers].sum())
         self.results = {"energy": energy, "free_energy": energy, "forces": prediction.forces.double().cpu().numpy()}
         if with_stress:

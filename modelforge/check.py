@@ -21,6 +21,8 @@ from modelforge.report import batch_summary, data_summary, model_summary
 from modelforge.run_folder import RunFolder
 from modelforge.training.eager_step import EagerStep
 from modelforge.training.loss import weights_of
+from modelforge.training.precision import matmul_precision
+from modelforge.training.trainer import accelerator_of
 
 TIMED_STEPS = 3
 OVERHEAD = 1.3  # measured: optimizer, averages and metrics on top of a step
@@ -36,7 +38,7 @@ def check(loaded: LoadedExperiment) -> Iterator[str]:
     if experiment.runtime.num_threads:
         torch.set_num_threads(experiment.runtime.num_threads)
     split_file = folder.split if folder.split.exists() else None
-    data = prepare(experiment.dataset, weights=weights_of(experiment.training.loss), split_file=split_file)
+    data = prepare(experiment.dataset, weights=weights_of(experiment.training.widest_loss), split_file=split_file)
     yield from data_summary(data)
     batches = run_batches(experiment, data)
     model = build_model(experiment, data)
@@ -64,7 +66,8 @@ def _duration_line(experiment: Experiment, batches: RunBatches, model: EnergyMod
     device = _device(experiment)
     steps_per_epoch = batches.steps_per_epoch
     first = [batch.to(device) for batch in batches.training(0, min(1 + TIMED_STEPS, steps_per_epoch))]
-    step = OVERHEAD * seconds_per_step(experiment, first, model.to(device))
+    with matmul_precision(experiment.runtime.matmul_precision):
+        step = OVERHEAD * seconds_per_step(experiment, first, model.to(device))
     validation = VALIDATION_COST * len(batches.validation_members) / len(batches.members) * steps_per_epoch * step
     epoch = steps_per_epoch * step + validation
     total = total_steps_of(experiment, steps_per_epoch) / steps_per_epoch * epoch
@@ -75,20 +78,20 @@ def _duration_line(experiment: Experiment, batches: RunBatches, model: EnergyMod
 
 def seconds_per_step(experiment: Experiment, batches: list[Batch], model: EnergyModel) -> float:
     """Median time of a training step; the first batch only warms up, if there are several."""
-    step, loss = EagerStep(model, experiment.training.loss), experiment.training.loss
-    weights = torch.tensor(list(weights_of(loss).values()), dtype=model.scale.dtype, device=model.scale.device)
+    loss = experiment.training.widest_loss
+    step = EagerStep(model, loss)
+    scales = torch.ones(len(weights_of(loss)), dtype=model.scale.dtype, device=model.scale.device)
     seconds = []
     for batch in batches:
         begun = time.perf_counter()
-        torch.autograd.grad(step(batch, weights).loss, list(model.parameters()), allow_unused=True)
+        torch.autograd.grad(step(batch, scales).loss, list(model.parameters()), allow_unused=True)
         float(model.scale)  # waits for the device
         seconds.append(time.perf_counter() - begun)
     return statistics.median(seconds[1:] or seconds)
 
 
 def _device(experiment: Experiment) -> torch.device:
-    wants_gpu = experiment.runtime.accelerator in ("auto", "gpu", "cuda")
-    return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+    return torch.device(accelerator_of(experiment.runtime) if torch.cuda.is_available() else "cpu")
 
 
 def _words(seconds: float) -> str:

@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from modelforge.errors import UserError
+from modelforge.errors import RunFailure, UserError
 
 if TYPE_CHECKING:
     from modelforge.experiment import LoadedExperiment
@@ -40,24 +41,52 @@ DataSettings = Annotated[
 ]
 RunFolder = Annotated[Path | None, typer.Option(help="Where the run goes (runtime.run_folder).", metavar="DIR")]
 
+# What a job asks of SLURM
+Configs = Annotated[
+    list[Path], typer.Option("--config", "-c", help="The experiment, a TOML file; several make an array job.", metavar="TOML")
+]
+Nodes = Annotated[int | None, typer.Option(help="Machines; by default runtime.num_nodes.", metavar="N")]
+Gpus = Annotated[
+    str | None, typer.Option("--gpus-per-node", help="GPUs of each node, such as 4 or a100:4; a process each.", metavar="G")
+]
+Tasks = Annotated[int | None, typer.Option("--tasks-per-node", help="Processes of each node, if not one a GPU.", metavar="N")]
+Cpus = Annotated[int | None, typer.Option("--cpus-per-task", help="CPU cores of each process, and its threads.", metavar="N")]
+Time = Annotated[str | None, typer.Option(help="Time limit: MINUTES, HOURS:MINUTES:SECONDS, DAYS-HOURS ...", metavar="T")]
+Memory = Annotated[str | None, typer.Option(help="Memory of each node, such as 32G.", metavar="SIZE")]
+Name = Annotated[str | None, typer.Option(help="As sbatch takes it.", metavar="NAME")]
+SecondsToStop = Annotated[
+    int | None, typer.Option(help="How long before the time limit the run saves and stops; usually 120.", metavar="SECONDS")
+]
+SbatchOptions = Annotated[
+    list[str] | None, typer.Option("--sbatch-option", help="Another option, such as mail-type=END; repeatable.", metavar="TEXT")
+]
+Setup = Annotated[
+    list[str] | None,
+    typer.Option(help="A line before the run: 'module load cuda', 'source venv/bin/activate'; repeatable.", metavar="LINE"),
+]
+MaxAtOnce = Annotated[int | None, typer.Option(min=1, help="Tasks of the array that run at the same time.", metavar="K")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the script; write and submit nothing.")]
+
 
 @app.command()
-def train(config: Config, settings: Settings = None, run_folder: RunFolder = None) -> None:
+def train(
+    config: Config,
+    settings: Settings = None,
+    run_folder: RunFolder = None,
+    skip_rehearsal: Annotated[bool, typer.Option("--skip-rehearsal", help="Start without trying out the whole run.")] = False,
+) -> None:
     """Train, test and report. The same command starts a run, resumes it, or says that it is finished."""
     from modelforge.experiment import load
     from modelforge.train import train as run
-    from modelforge.training.keeper import Interrupted, NotFinite
+    from modelforge.training.keeper import Interrupted
 
     experiment = load(config, [*(settings or []), *_folder_setting(run_folder)])
     try:
         with _places_named(experiment):
-            run(experiment, Console())
+            run(experiment, Console(), with_rehearsal=not skip_rehearsal)
     except Interrupted as stop:
         typer.echo(f"stopped ({stop}); the same command goes on from there", err=True)
         raise typer.Exit(STOPPED_EARLY) from None
-    except NotFinite as failure:
-        typer.echo(f"stopped: {failure}", err=True)
-        raise typer.Exit(FAILED) from None
 
 
 @app.command()
@@ -70,6 +99,51 @@ def check(config: Config, settings: Settings = None) -> None:
     with _places_named(experiment):
         for line in look(experiment):
             typer.echo(line)
+
+
+@app.command()
+def submit(
+    configs: Configs,
+    settings: Settings = None,
+    run_folder: RunFolder = None,
+    nodes: Nodes = None,
+    gpus: Gpus = None,
+    tasks: Tasks = None,
+    cpus: Cpus = None,
+    time: Time = None,
+    memory: Memory = None,
+    partition: Name = None,
+    account: Name = None,
+    qos: Name = None,
+    constraint: Name = None,
+    seconds_to_stop: SecondsToStop = None,
+    sbatch_options: SbatchOptions = None,
+    setup: Setup = None,
+    max_at_once: MaxAtOnce = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Write a batch script into the run folder and submit it to SLURM; the job starts again until the run is finished."""
+    from modelforge.slurm.resources import Resources
+    from modelforge.slurm.submit import submit as hand_in
+
+    resources = Resources(
+        nodes=nodes,
+        gpus_per_node=gpus,
+        tasks_per_node=tasks,
+        cpus_per_task=cpus,
+        time=time,
+        memory=memory,
+        partition=partition,
+        account=account,
+        qos=qos,
+        constraint=constraint,
+        seconds_to_stop=seconds_to_stop,
+        sbatch_options=tuple(sbatch_options or ()),
+        setup=tuple(setup or ()),
+    )
+    overrides, say = [*(settings or []), *_folder_setting(run_folder)], partial(typer.echo, err=True)
+    if told := hand_in(configs, overrides, resources, max_at_once=max_at_once, is_dry_run=dry_run, say=say):
+        typer.echo(told)
 
 
 @app.command()
@@ -146,12 +220,15 @@ def fetch(
 
 
 def main() -> None:
-    """Run a command; a user's mistake is one message and exit code 2."""
+    """Run a command; a user's mistake is one message and exit code 2, a run that cannot go on one message and exit code 1."""
     try:
         app()
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(USER_MISTAKE)
+    except RunFailure as failure:
+        typer.echo(f"stopped: {failure}", err=True)
+        sys.exit(FAILED)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from modelforge.errors import UserError
 from modelforge.files import write_text
 from modelforge.model_file import TrainedPotential, load_potential
 from modelforge.training.metrics import Errors, ErrorSums, errors, errors_by_element, errors_by_subset
+from modelforge.training.precision import HALF, matmul_precision
 
 ATOMS_AT_A_TIME = 50_000
 MEASURED = ("energy", "forces", "stress")
@@ -48,6 +49,7 @@ class Evaluation:
     stress: Floats | None  # (S, 3, 3) eV/angstrom^3, where a structure has a volume
     metrics: Metrics
     notes: tuple[str, ...]
+    sums: ErrorSums  # that the metrics come from; they add up over parts of a set
 
 
 def evaluate(
@@ -61,7 +63,8 @@ def evaluate(
 ) -> Evaluation:
     """Predict energies, forces and, in periodic structures, stress; errors against the labels that there are.
 
-    Batches have `batch_size` structures, or stay within the budgets of edges and atoms if there is one.
+    Batches have `batch_size` structures, or stay within the budgets of edges and atoms if there is one. The errors are those
+    of the potential as it is used: in the numbers of its weights, with its precision of matrix products, without autocast.
     """
     _refuse_unknown_elements(trained, structures)
     constants = trained.constants()
@@ -71,7 +74,8 @@ def evaluate(
     predictions: list[Prediction] = []
     for batch in _batches(trained, structures, batch_size=batch_size, max_edges=max_edges, max_atoms=max_atoms):
         moved = batch.to(torch.device(device))
-        prediction = model(moved.graph, stress=with_stress)
+        with matmul_precision(trained.matmul_precision):
+            prediction = model(moved.graph, stress=with_stress)
         sums.update(prediction, moved)
         predictions.append(Prediction(*(tensor.cpu() for tensor in tensors_of(prediction))))
     interaction, forces, stress = (
@@ -82,7 +86,8 @@ def evaluate(
         forces,
         stress if with_stress else None,
         metrics_of(sums, structures.subset_names),
-        _notes(trained, structures),
+        notes_of(trained, structures),
+        sums,
     )
 
 
@@ -176,7 +181,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device: must be a device such as cpu, cuda, cuda:1 or mps (got {name!r})") from None
+        raise UserError(f"--device: must be a device such as cpu, cuda or cuda:1 (got {name!r})") from None
+    if device.type == "mps":
+        raise UserError("--device: must be a device that has float64, in which errors are added up, such as cpu (got 'mps')")
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
@@ -211,7 +218,22 @@ def _refuse_unknown_elements(trained: TrainedPotential, structures: Structures) 
         )
 
 
-def _notes(trained: TrainedPotential, structures: Structures) -> tuple[str, ...]:
+def notes_of(trained: TrainedPotential, structures: Structures) -> tuple[str, ...]:
+    """What the reader of the errors should know."""
+    return (*_arithmetic(trained), *_open_self_energies(trained, structures))
+
+
+def _arithmetic(trained: TrainedPotential) -> Iterator[str]:
+    """What differs from plain float32 or float64."""
+    if trained.training_precision in HALF:
+        dtype = str(trained.dtype).removeprefix("torch.")
+        yield f"trained with precision {trained.training_precision}; predicted, and so tested, in {dtype} throughout"
+    if trained.matmul_precision != "highest":
+        yield f'products of float32 matrices are rounded as in the training (matmul_precision "{trained.matmul_precision}")'
+
+
+def _open_self_energies(trained: TrainedPotential, structures: Structures) -> tuple[str, ...]:
+    """Structures whose total energy is not determined."""
     if not len(trained.self_energies.undetermined):
         return ()
     num_open = 0

@@ -42,16 +42,17 @@ class Experiment(Section):
 
 
 def _no_forces_in_half_precision(experiment: Experiment) -> Iterator[Problem]:
-    """Second derivatives overflow in float16, whatever the loss is scaled with."""
-    if experiment.runtime.precision == "16-mixed" and experiment.training.loss.needs_derivatives:
+    """Some steps would be left out at any scale of the loss, and all of them where a structure has an unlucky geometry."""
+    if experiment.runtime.precision == "16-mixed" and experiment.training.widest_loss.needs_derivatives:
         yield (
             "runtime.precision",
-            'must not be "16-mixed" where forces or stress are trained: their gradients are NaN in float16; use "32-true"',
+            'must not be "16-mixed" where forces or stress are trained: their second derivatives leave the range of float16 '
+            '(6e-8 to 65504), and such steps are left out; use "bf16-mixed", which has the range of float32, or "32-true"',
         )
 
 
 def _stress_has_a_key(experiment: Experiment) -> Iterator[Problem]:
-    dataset, weight = experiment.dataset, experiment.training.loss.stress_weight
+    dataset, weight = experiment.dataset, experiment.training.widest_loss.stress_weight
     if isinstance(dataset, ExtendedXYZ) and weight and not (dataset.stress_key or dataset.virial_key):
         yield (
             "dataset.stress_key",

@@ -22,18 +22,22 @@ from modelforge.errors import UserError
 from modelforge.files import replacing
 from modelforge.potentials import PotentialSection
 from modelforge.potentials.energy_model import EnergyModel
+from modelforge.training.runtime import MatmulPrecision, Precision
 
 FORMAT = "modelforge-potential-1"
 FILE_NAME = "potential.safetensors"
+FIRST_STAGE_FILE_NAME = "potential_first_stage.safetensors"
 UNITS = {"energy": "eV", "length": "angstrom", "forces": "eV/angstrom", "stress": "eV/angstrom^3"}
 
 _potentials: TypeAdapter[PotentialSection] = TypeAdapter(PotentialSection)
 _datasets: TypeAdapter[DataSource] = TypeAdapter(DatasetSection)
+_matmul_precisions: TypeAdapter[MatmulPrecision] = TypeAdapter(MatmulPrecision)
+_precisions: TypeAdapter[Precision | None] = TypeAdapter(Precision | None)
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedPotential:
-    """A potential ready to predict."""
+    """A potential ready to predict, in the numbers of its weights: half precision is left to training."""
 
     model: EnergyModel
     potential: PotentialSection
@@ -42,6 +46,8 @@ class TrainedPotential:
     shifts: dict[int, float]  # eV per atom, added with the self-energies
     experiment: str  # the resolved experiment, TOML
     weights: str  # which weights these are, in words
+    training_precision: Precision | None  # runtime.precision of the run; older files do not say
+    matmul_precision: MatmulPrecision  # of the run, and of predictions
 
     @property
     def elements(self) -> tuple[int, ...]:
@@ -78,6 +84,8 @@ def save_potential(path: Path, trained: TrainedPotential) -> None:
         "precision": str(trained.dtype).removeprefix("torch."),
         "experiment": trained.experiment,
         "weights": trained.weights,
+        "matmul_precision": trained.matmul_precision,
+        **({"training_precision": trained.training_precision} if trained.training_precision else {}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.model.state_dict().items()}
     with replacing(path) as temporary:
@@ -110,6 +118,8 @@ def _rebuilt(
     try:
         section = _potentials.validate_json(metadata["potential"])
         dataset = _datasets.validate_json(metadata["dataset"])
+        training_precision = _precisions.validate_python(metadata.get("training_precision"))
+        matmul_precision = _matmul_precisions.validate_python(metadata.get("matmul_precision", "highest"))
     except ValidationError as error:
         raise UserError(f"{path}: was written by a version of modelforge that this one does not understand") from error
     model = EnergyModel(section.build(tuple(json.loads(metadata["elements"]))))
@@ -125,6 +135,8 @@ def _rebuilt(
         shifts={int(z): float(value) for z, value in json.loads(metadata["shifts"]).items()},
         experiment=metadata["experiment"],
         weights=metadata["weights"],
+        training_precision=training_precision,
+        matmul_precision=matmul_precision,
     )
 
 

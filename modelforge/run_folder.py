@@ -2,12 +2,18 @@
 
 import json
 import os
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modelforge.errors import UserError
 from modelforge.experiment import Experiment, load
+from modelforge.files import remove_temporaries
+from modelforge.training.learning_rate import CosineDecay
 
 # Keys that change how long, where or how visibly a run goes on, not what it computes.
 FREE_KEYS = (
@@ -20,7 +26,9 @@ FREE_KEYS = (
     "dataset.cache_folder",
     "dataset.audit",
 )
-FIXED_RUNTIME_KEYS = ("runtime.seed", "runtime.precision")
+FIXED_RUNTIME_KEYS = ("runtime.seed", "runtime.precision", "runtime.matmul_precision")
+
+Settings = dict[str, Any]  # dotted key -> value
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,16 @@ class RunFolder:
         return self.path / "checkpoints" / "best.ckpt"
 
     @property
+    def checkpoints(self) -> tuple[Path, Path]:
+        """Where to go on from: the last one, and the one before."""
+        return self.last_checkpoint, self.previous_checkpoint
+
+    @property
+    def metrics(self) -> Path:
+        """A row per validation."""
+        return self.path / "metrics.csv"
+
+    @property
     def results(self) -> Path:
         """Numbers of the finished run."""
         return self.path / "results.json"
@@ -68,12 +86,18 @@ class RunFolder:
         """Structures of a test set with predictions."""
         return self.path / "predictions" / f"{name}.extxyz"
 
+    def shares(self, name: str, num_processes: int) -> list[Path]:
+        """Where each process lays its share of the predictions of a test set, for a moment."""
+        return [self.path / "predictions" / f".{name}.{rank}.npz" for rank in range(num_processes)]
+
     def refuse_unwritable(self) -> None:
         """Stop if the folder could not be made or written to; makes nothing."""
         nearest = next(place for place in (self.path, *self.path.parents) if os.path.lexists(place))
         which = "which" if nearest == self.path else f"but {nearest}"
         if not nearest.is_dir():
             raise _unwritable(self.path, f"{which} is a file")
+        if os.statvfs(nearest).f_flag & os.ST_RDONLY:
+            raise _unwritable(self.path, f"{which} is on a read-only disk")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise _unwritable(self.path, f"{which} cannot be written to with your permissions")
 
@@ -88,30 +112,87 @@ class RunFolder:
         except OSError as error:
             raise _unwritable(self.path, error.strerror or str(error)) from error
 
+    def refuse_misplaced(self) -> None:
+        """Stop if there is a folder where a file of the run belongs, or the other way round."""
+        files = (self.experiment, self.log, self.split, self.metrics, self.results, *self.checkpoints, self.best_checkpoint)
+        for path in files:
+            if path.is_dir():
+                raise UserError(f"{path}: must be a file of the run (is a folder); remove it or choose another run folder")
+        for path in {self.best_checkpoint.parent, self.predictions("any").parent}:
+            if path.exists() and not path.is_dir():
+                raise UserError(f"{path}: must be a folder of the run (is a file); remove it or choose another run folder")
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process has left half written."""
+        for folder in (self.path, self.best_checkpoint.parent, self.predictions("any").parent):
+            remove_temporaries(folder)
+
+    def losses(self) -> Iterator[str]:
+        """What a run that goes on should find here and does not, and what follows from that."""
+        if not any(path.exists() for path in self.checkpoints):
+            if self.metrics.exists():
+                yield f"{self.metrics} is there, but no checkpoint: the run starts from the beginning"
+            return
+        if not self.split.exists():
+            yield f"{self.split} is gone: the split is drawn again, which is the same one if the data are the same"
+        if not self.experiment.exists():
+            yield f"{self.experiment} is gone: it is written again, as the settings are those of the checkpoint"
+
     def finished_results(self, experiment: Experiment) -> dict[str, Any] | None:
-        """The results if the run is finished and the experiment asks for nothing more."""
+        """The results if the run is finished and the experiment asks for nothing more; none where they are damaged."""
         if not self.results.exists():
             return None
-        results: dict[str, Any] = json.loads(self.results.read_text())
-        return results if results.get("length") == length_of(experiment) else None
+        try:
+            results = json.loads(self.results.read_bytes())
+        except ValueError:
+            return None
+        return results if isinstance(results, dict) and results.get("length") == length_of(experiment) else None
 
-    def refuse_other_experiment(self, experiment: Experiment) -> None:
-        """Stop if the folder holds a run with other keys that decide on its result."""
-        if not self.experiment.exists():
-            return
-        before = _decisive(load(self.experiment).experiment)
-        now = _decisive(experiment)
-        changed = [
-            f"{key}: was {before.get(key)!r}, is {now.get(key)!r}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        if changed:
+    def refuse_other_experiment(self, experiment: Experiment, *, saved: Callable[[], str | None] = lambda: None) -> None:
+        """Stop if the folder holds a run with other keys that decide on its result.
+
+        `saved` gives the experiment that its checkpoint holds: beside that, a damaged or absent experiment.toml stops nothing.
+        """
+        now, unreadable = _decisive(experiment), None
+        before = None
+        if self.experiment.exists():
+            try:
+                before = _decisive(load(self.experiment).experiment)
+            except UserError as error:
+                unreadable = error
+        if before != now:
+            before = _settings_in(saved()) or before
+        if before is None and unreadable is not None:
             raise UserError(
-                f"{self.path}: holds a run with other settings:\n  "
-                + "\n  ".join(changed)
-                + "\nA run cannot go on with these changed. Choose another runtime.run_folder, or delete this one"
-            )
+                f"{self.experiment}: the settings of this run cannot be read; restore a good copy, or delete it:\n"
+                + textwrap.indent(str(unreadable), "  ")
+            ) from unreadable
+        if before is not None and before != now:
+            raise _other_settings(self.path, before, now)
+
+
+def _settings_in(saved: str | None) -> Settings | None:
+    """The settings of a resolved experiment; none if it is of a version with other keys."""
+    if saved is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder, suppress(UserError):
+        copy = Path(folder) / "experiment.toml"
+        copy.write_text(saved, encoding="utf-8")
+        return _decisive(load(copy).experiment)
+    return None
+
+
+def _other_settings(path: Path, before: Settings, now: Settings) -> UserError:
+    changed = [
+        f"{key}: was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    return UserError(
+        f"{path}: holds a run with other settings:\n  "
+        + "\n  ".join(changed)
+        + "\nA run cannot go on with these changed. Choose another runtime.run_folder, or delete this one"
+    )
 
 
 def _unwritable(path: Path, reason: str) -> UserError:
@@ -129,9 +210,12 @@ def length_of(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _decisive(experiment: Experiment) -> dict[str, Any]:
+def _decisive(experiment: Experiment) -> Settings:
     flat = _flat(experiment.model_dump(), "")
-    return {key: value for key, value in flat.items() if key in FIXED_RUNTIME_KEYS or not key.startswith(FREE_KEYS)}
+    fixed: tuple[str, ...] = FIXED_RUNTIME_KEYS
+    if isinstance(experiment.training.lr_scheduler, CosineDecay):  # its rates follow from the length of the run
+        fixed += ("training.max_epochs", "training.max_steps")
+    return {key: value for key, value in flat.items() if key in fixed or not key.startswith(FREE_KEYS)}
 
 
 def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -1,13 +1,15 @@
-"""`train(experiment)`: assemble, fit, test, report, all of it in a run folder.
+"""`train(experiment)`: assemble, rehearse, fit, test, report, all of it in a run folder.
 
 The same call starts a run, resumes it after any interruption, or finds it finished.
 """
 
+import hashlib
 import json
+import os
 import resource
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +22,34 @@ from modelforge.assembly import build_model, run_batches, total_steps_of
 from modelforge.data.module import DataModule
 from modelforge.data.prepare import PreparedData, prepare
 from modelforge.data.sources.extxyz.writer import write_extxyz
-from modelforge.evaluate import evaluate, write_predictions
+from modelforge.disk import disk_failures_told
 from modelforge.experiment import Experiment, LoadedExperiment, resolved_toml
-from modelforge.files import write_text
-from modelforge.model_file import FILE_NAME, TrainedPotential, save_potential
+from modelforge.files import set_aside, write_text
+from modelforge.final_test import tested_sets
+from modelforge.model_file import FILE_NAME, FIRST_STAGE_FILE_NAME, TrainedPotential, save_potential
+from modelforge.rehearsal.rehearsal import Rehearsal
+from modelforge.rehearsal.rehearsing import rehearse
 from modelforge.report import batch_summary, data_report, data_summary, error_table, model_summary
 from modelforge.run_folder import RunFolder, length_of
-from modelforge.training.checkpoint import latest_checkpoint, load_checkpoint
+from modelforge.slurm.allocation import end_time, read_allocation
+from modelforge.slurm.preflight import refuse_mismatch
+from modelforge.training.checkpoint import latest_checkpoint, saved_experiment
 from modelforge.training.compilation import StepCompiler
 from modelforge.training.display import LiveBar, PlainLines, RunLog, duration
-from modelforge.training.keeper import NotFinite, RunKeeper, next_stretch, num_stretches
+from modelforge.training.keeper import RunKeeper
+from modelforge.training.ledger import formula
 from modelforge.training.listener import Listener
 from modelforge.training.loss import weights_of
+from modelforge.training.not_finite import NotFinite
+from modelforge.training.precision import ForceDifference, difference_in_words, force_difference, matmul_precision
+from modelforge.training.processes import introduce
+from modelforge.training.progress import BestWeights
+from modelforge.training.stretches import next_stretch, num_stretches
 from modelforge.training.task import TrainingTask
-from modelforge.training.trainer import build_trainer, reason_not_to_compile
+from modelforge.training.trainer import build_trainer, device_note, reason_not_to_compile
 
 MOST_PLACES = 8  # structures that a message names
+PRECISION_STRUCTURES = 8  # whose forces are compared with those in float64
 
 Results = dict[str, Any]
 
@@ -55,25 +69,30 @@ class Run:
     log: RunLog
 
 
-def train(loaded: LoadedExperiment, console: Console) -> Results:
+def train(loaded: LoadedExperiment, console: Console, *, with_rehearsal: bool = True) -> Results:
     """Train, test and report; gives the results, which are also in the run folder's results.json."""
     experiment = loaded.experiment
     folder = RunFolder(Path(experiment.runtime.run_folder))
-    folder.refuse_other_experiment(experiment)
+    folder.refuse_misplaced()
+    folder.refuse_other_experiment(experiment, saved=lambda: saved_experiment(*folder.checkpoints))
     if (results := folder.finished_results(experiment)) is not None:
-        console.print(f"This run is finished: {folder.path}", markup=False, highlight=False, soft_wrap=True)
-        console.print(error_table(results))
+        shown = RunLog(console, None)
+        shown.line(f"This run is finished: {folder.path}")
+        shown.table(error_table(results))
         return results
+    notes = refuse_mismatch(experiment.runtime, read_allocation(os.environ), num_visible_gpus=torch.cuda.device_count())
     folder.create()
     trainer = build_trainer(experiment.runtime, experiment.training, folder=str(folder.path))
     # Every process of a run comes through here; the first one speaks for all.
     log = RunLog(console, folder.log) if trainer.is_global_zero else RunLog(Console(quiet=True), None)
-    try:
+    with disk_failures_told(folder), matmul_precision(experiment.runtime.matmul_precision):
+        if trainer.is_global_zero:
+            folder.remove_leftovers()
+        for note in notes:
+            log.line(f"note: {note}")
         run = set_up(loaded, folder, trainer, log)
-        fit(run)
-        return finish(run) if trainer.is_global_zero else {}
-    finally:
-        log.close()
+        fit(run, with_rehearsal=with_rehearsal)
+        return finish(run)
 
 
 def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log: RunLog) -> Run:
@@ -83,17 +102,30 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
     if runtime.num_threads:
         torch.set_num_threads(runtime.num_threads)
     log.line(f"modelforge {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads", style="dim")
-    data = prepare(experiment.dataset, weights=weights_of(training.loss), split_file=folder.split, say=log.line)
+    if note := device_note(runtime):
+        log.line(f"note: {note}")
+    for loss_of_file in folder.losses():
+        log.line(f"note: {loss_of_file}")
+    loss = training.widest_loss
+    data = prepare(experiment.dataset, weights=weights_of(loss), split_file=folder.split, say=log.line)
     resolved = resolved_toml(experiment, loaded.origins)
-    write_text(folder.experiment, resolved)
+    if trainer.is_global_zero:
+        write_text(folder.experiment, resolved)
     batches = run_batches(experiment, data, rank=trainer.global_rank, num_processes=trainer.world_size, say=log.line)
     model = build_model(experiment, data)
     steps_per_epoch = batches.steps_per_epoch
-    for line in (*data_summary(data), *model_summary(experiment, model), batch_summary(experiment, batches)):
+    for line in (*data_summary(data), *model_summary(experiment, model), batch_summary(experiment, batches), formula(loss)):
         log.line(line)
     total_steps = total_steps_of(experiment, steps_per_epoch)
     refusal = reason_not_to_compile(runtime, trainer.strategy.root_device)
-    compiler = StepCompiler(model, training.loss, mode=runtime.compile, total_steps=total_steps, refusal=refusal)
+    compiler = StepCompiler(
+        model,
+        loss,
+        mode=runtime.compile,
+        total_steps=total_steps,
+        refusal=refusal,
+        is_first_here=trainer.local_rank == 0,
+    )
     task = TrainingTask(
         model,
         training,
@@ -103,25 +135,39 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
         num_subsets=len(data.structures.subset_names),
         scaled_gradients=runtime.precision == "16-mixed",
     )
-    keeper = RunKeeper(training, folder.path, experiment=resolved, length=json.dumps(length_of(experiment)))
-    if (latest := latest_checkpoint(folder.last_checkpoint, folder.previous_checkpoint)) is not None:
+    keeper = RunKeeper(
+        training,
+        folder.path,
+        experiment=resolved,
+        length=json.dumps(length_of(experiment)),
+        end_of_job=end_time(os.environ),
+    )
+    keeper.metrics.tell = log.line
+    if (latest := latest_checkpoint(*folder.checkpoints)) is not None:
         checkpoint, damage = latest
         if damage:
             log.line(f"note: {damage}; the run goes on from {folder.previous_checkpoint}, the one before")
+            if trainer.is_global_zero and folder.last_checkpoint.exists():
+                set_aside(folder.last_checkpoint)  # so that it does not become the one before
+        if checkpoint["best"] and not folder.best_checkpoint.exists():
+            log.line(f"note: {folder.best_checkpoint} is gone; it comes again with a better validation, and nothing needs it")
         task.restore(checkpoint["task"])
-        keeper.restore(checkpoint["keeper"])
+        keeper.restore(checkpoint)
     return Run(experiment, resolved, folder, data, DataModule(batches), task, keeper, trainer, log)
 
 
-def fit(run: Run) -> None:
+def fit(run: Run, *, with_rehearsal: bool) -> None:
     """Train from where the run stands to its end; `Interrupted` if a signal asks to stop."""
     task, training = run.task, run.experiment.training
-    if run.keeper.has_ended or task.steps >= task.total_steps:
+    if run.keeper.has_ended or (task.steps >= task.total_steps and not run.keeper.progress.owes_validation):
         return
     run.keeper.listeners, bar = _listeners(run)
-    run.trainer.callbacks.append(run.keeper)  # type: ignore[attr-defined]
+    run.trainer.callbacks.extend([BeforeTheStart(run, with_rehearsal=with_rehearsal), run.keeper])  # type: ignore[attr-defined]
     run.trainer.fit_loop.max_epochs = num_stretches(task, training)
+    # Lightning's check before the training is here the validation that a run begins with.
+    run.trainer.num_sanity_val_steps = float("inf") if run.keeper.progress.owes_validation else 0
     next_stretch(run.module, task, training)
+    introduce(run.trainer, facts=_facts(run), say=run.log.line)
     try:
         with run.keeper.stop_signal:
             run.trainer.fit(task, datamodule=run.module)
@@ -132,12 +178,67 @@ def fit(run: Run) -> None:
             bar.stop()
 
 
+def _facts(run: Run) -> dict[str, str]:
+    """What all processes have to agree on, or they would train on different things."""
+    split = hashlib.blake2b(b"".join(members.tobytes() for members in run.data.split.sets().values()), digest_size=8)
+    return {
+        "version of modelforge": __version__,
+        "data": run.data.opened.content_hash,
+        "split": split.hexdigest(),
+        "experiment": hashlib.blake2b(run.resolved.encode(), digest_size=8).hexdigest(),
+        "step to go on from": str(run.task.steps),
+    }
+
+
+class BeforeTheStart(pl.Callback):
+    """Rehearses a run, and measures its numbers against float64, once its processes and devices are there."""
+
+    def __init__(self, run: Run, *, with_rehearsal: bool) -> None:
+        self.run, self.with_rehearsal = run, with_rehearsal
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002 - Lightning's
+        """Before the clock of the training starts."""
+        if self.with_rehearsal:
+            for line in rehearse(_rehearsal(self.run)):
+                self.run.log.line(line)
+        if trainer.is_global_zero:
+            measure_precision(self.run)
+
+
+def _rehearsal(run: Run) -> Rehearsal:
+    return Rehearsal(
+        trained=_potential(run, weights="those at the start"),
+        experiment=run.experiment,
+        batches=run.module.batches,
+        data=run.data,
+        folder=run.folder,
+        device=run.trainer.strategy.root_device,
+        autocast=run.trainer.precision_plugin.train_step_context,
+        sum_over_processes=run.task.over_processes,
+        make_checkpoint=lambda: run.keeper.checkpoint(run.task),
+        is_first=run.trainer.is_global_zero,
+    )
+
+
+def measure_precision(run: Run) -> ForceDifference | None:
+    """Forces of the model as it is now against float64, in the log; None where all is float64."""
+    runtime, model = run.experiment.runtime, run.task.model
+    if runtime.precision == "64-true":
+        return None
+    batch = run.module.batches.sample(PRECISION_STRUCTURES).to(model.scale.device)
+    found = force_difference(model, batch, precision=runtime.precision, matmul=runtime.matmul_precision)
+    run.log.line(difference_in_words(found))
+    return found
+
+
 def _with_batch(run: Run, failure: NotFinite) -> NotFinite:
     """The same failure with the structures of its batch, which are written to the run folder."""
+    if not run.trainer.is_global_zero:
+        return NotFinite("the first process tells why")
     if failure.step is None:
         return failure
-    structures = run.data.structures.take(run.module.batches.structures_of_step(failure.step))
-    path = run.folder.path / f"not_finite_{run.trainer.global_rank}.extxyz"
+    structures = run.data.structures.take(run.module.batches.structures_of_step(failure.step, rank=failure.rank))
+    path = run.folder.path / "not_finite.extxyz"
     write_extxyz(path, structures)
     places = [structures.place(number) for number in range(len(structures))]
     named = ", ".join(places[:MOST_PLACES]) + (f" and {len(places) - MOST_PLACES} more" if len(places) > MOST_PLACES else "")
@@ -145,53 +246,52 @@ def _with_batch(run: Run, failure: NotFinite) -> NotFinite:
 
 
 def finish(run: Run) -> Results:
-    """Test the best weights, write the product and the results."""
-    trained = best_potential(run)
-    save_potential(run.folder.path / FILE_NAME, trained)
-    device, training = run.task.device, run.experiment.training
-    metrics: dict[str, Any] = {}
-    for name, (structures, members) in run.data.evaluated_sets().items():
-        structures = structures.take(members) if len(members) < len(structures) else structures
-        evaluation = evaluate(
-            trained,
-            structures,
-            batch_size=training.evaluation_batch_size,
-            max_edges=training.max_edges,
-            max_atoms=training.max_atoms,
-            device=device,
-        )
-        metrics[name] = evaluation.metrics
-        write_predictions(run.folder.predictions(name), structures, evaluation)
-        for note in evaluation.notes:
-            run.log.line(f"note: {name}: {note}")
-    results = _results(run, trained, metrics)
+    """Write the product, test the best weights, write the results; the first process gives them."""
+    for place, best in enumerate(run.keeper.best):
+        trained = best_potential(run, best)
+        if run.trainer.is_global_zero:
+            is_last = place == len(run.keeper.best) - 1
+            save_potential(run.folder.path / (FILE_NAME if is_last else FIRST_STAGE_FILE_NAME), trained)
+    device, log = run.trainer.strategy.root_device, run.log
+    metrics = tested_sets(trained, run.data, run.experiment.training, folder=run.folder, device=device, say=log.line)
+    if not run.trainer.is_global_zero:
+        return {}
+    precision = measure_precision(run)
+    results = _results(run, trained, metrics) | {"precision": asdict(precision) if precision else None}
     write_text(run.folder.results, json.dumps(results, indent=2) + "\n")
-    run.log.line(f"finished: {_reason(run)} after {duration(run.keeper.state.seconds)}; tested weights: {trained.weights}")
-    run.log.table(error_table(results))
-    run.log.line(f"run folder: {run.folder.path}")
+    log.line(f"finished: {_reason(run)} after {duration(run.keeper.progress.seconds)}; tested weights: {trained.weights}")
+    log.table(error_table(results))
+    log.line(f"run folder: {run.folder.path}")
     return results
 
 
-def best_potential(run: Run) -> TrainedPotential:
-    """The potential with the best weights so far: the averaged ones where there is an average."""
-    state = load_checkpoint(run.folder.best_checkpoint)["task"]
-    run.task.model.load_state_dict({**state["weights"], **state["averaged_weights"]})
-    epoch = state["steps"] / run.task.steps_per_epoch
-    kind = "EMA" if run.experiment.training.ema.decay else "raw"
+def best_potential(run: Run, best: BestWeights) -> TrainedPotential:
+    """The potential with the best weights of a stage: the averaged ones where there is an average."""
+    run.task.model.load_state_dict(best["weights"])
+    run.task.model.eval()
+    epoch = best["steps"] / run.task.steps_per_epoch
+    stage = " of the second stage" if best["is_second_stage"] else ""
+    return _potential(run, weights=f"best epoch {epoch:.4g}{stage}, {best['kind']}")
+
+
+def _potential(run: Run, *, weights: str) -> TrainedPotential:
+    """The potential with the weights of the model as they are."""
     return TrainedPotential(
-        model=run.task.model.eval(),
+        model=run.task.model,
         potential=run.experiment.potential,
         dataset=run.experiment.dataset,
         self_energies=run.data.reference.self_energies,
         shifts=run.data.reference.shifts,
         experiment=run.resolved,
-        weights=f"best epoch {epoch:.4g}, {kind}",
+        weights=weights,
+        training_precision=run.experiment.runtime.precision,
+        matmul_precision=run.experiment.runtime.matmul_precision,
     )
 
 
 def _reason(run: Run) -> str:
     """Why the training ended; a run whose length was cut down below what it has ends without a step."""
-    return run.keeper.state.reason or "max_epochs reached"
+    return run.keeper.progress.reason or "max_epochs reached"
 
 
 def _results(run: Run, trained: TrainedPotential, metrics: dict[str, Any]) -> Results:
@@ -203,7 +303,7 @@ def _results(run: Run, trained: TrainedPotential, metrics: dict[str, Any]) -> Re
         "epochs": run.task.steps / run.task.steps_per_epoch,
         "steps": run.task.steps,
         "num_parameters": sum(weight.numel() for weight in run.task.model.parameters()),
-        "training_seconds": run.keeper.state.seconds,
+        "training_seconds": run.keeper.progress.seconds,
         "structures_per_second": statistics.median(speeds[len(speeds) // 2 :]) if speeds else None,
         "peak_memory_mb": peak_memory_mb(),
         "weights": trained.weights,

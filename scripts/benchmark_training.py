@@ -87,7 +87,7 @@ def measure_ours(side: Side, workload: Workload, folder: Path) -> Figures:
     if side.compile and "compiled steps from here on" not in log:
         sys.exit(f"the training step was not compiled, so there is no compiled figure:\n{log}")
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file) if row["train/loss"]]
     sizes = tensor_sizes(run / "potential.safetensors")
     return Figures(
         *speed(seconds, workload.num_train),

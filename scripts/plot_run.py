@@ -35,7 +35,7 @@ def main() -> None:
 def draw_curves(axis: Axes, path: Path) -> None:
     """RMS force errors of training and validation over the training time."""
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]  # without the validation before the first step
     minutes = [float(row["seconds"]) / 60 for row in rows]
     for name, colour, label in (
         ("train", TRAINING, "training, raw weights"),

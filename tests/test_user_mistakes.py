@@ -319,7 +319,8 @@ CASES = [
         "16-mixed with forces",
         (
             'x.toml:16: runtime.precision: must not be "16-mixed" where forces or stress are trained: their '
-            'gradients are NaN in float16; use "32-true"'
+            'second derivatives leave the range of float16 (6e-8 to 65504), and such steps are left out; use "bf16-mixed", '
+            'which has the range of float32, or "32-true"'
         ),
         value('accelerator = "cpu"', 'precision = "16-mixed"'),
     ),
@@ -432,7 +433,7 @@ CASES = [
     ),
     Case(
         "no such device",
-        "--device: must be a device such as cpu, cuda, cuda:1 or mps (got 'gpu')",
+        "--device: must be a device such as cpu, cuda or cuda:1 (got 'gpu')",
         command="evaluate --model runs/x --data water.xyz --device gpu",
         needs_run=True,
     ),

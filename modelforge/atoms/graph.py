@@ -70,16 +70,17 @@ class Batch:
 
     graph: AtomicGraph
     labels: Labels
-    indices: Tensor  # (S,) place of each structure in its data set
+    indices: Tensor  # (S,) place of each structure in its data set; -1 for a stand-in, which counts nowhere
     subset: Tensor  # (S,) subset (config type) of each structure
     weight: Tensor  # (S,) of each structure in the loss
+    label_counts: Tensor  # (4,) labels in the optimizer step: energies, structures with forces, components of forces, of stress
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         if self.indices.device == device:
             return self
         parts = (_moved(self.graph, device), _moved(self.labels, device))
-        rest = (self.indices, self.subset, self.weight)
+        rest = (self.indices, self.subset, self.weight, self.label_counts)
         return Batch(*parts, *(tensor.to(device, non_blocking=True) for tensor in rest))
 
 

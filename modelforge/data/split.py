@@ -5,12 +5,16 @@ S structures.
 """
 
 import hashlib
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
@@ -214,10 +218,33 @@ def save_split(path: Path, found: Split, *, data_hash: str, origin: str) -> None
 def load_split(path: Path, *, data_hash: str, origin: str) -> Split:
     """The split of an earlier start; an error if the data, or what is drawn from them, have changed since."""
     remedy = "so the run cannot go on with them. Restore {}, or start a new run with another runtime.run_folder"
-    with np.load(path, allow_pickle=False) as saved:
+    with _verified(path) as saved:
         if str(saved["data_hash"]) != data_hash:
             raise UserError(f"{path}: the data files have changed since this run drew its split, {remedy.format('the files')}")
         if str(saved["origin"]) != origin:
             what = "groups, subsets, or the structures that dataset.filter and dataset.split choose"
             raise UserError(f"{path}: {what} have changed since this run drew its split, {remedy.format('them')}")
         return Split(**{name: saved[name] for name in SETS})
+
+
+@contextmanager
+def _verified(path: Path) -> Iterator[NpzFile]:
+    """The content of a file of a split, which has checksums; a damaged one is an error."""
+    try:
+        with ZipFile(path) as archive:
+            damaged = archive.testzip()
+        saved = np.load(path, allow_pickle=False)
+        is_complete = not damaged and {"data_hash", "origin", *SETS} <= set(saved.files)
+    except (BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError, ValueError, zlib.error) as error:
+        raise _damaged(path) from error
+    if not is_complete:
+        raise _damaged(path)
+    with saved:
+        yield saved
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path}: cannot be read as the split of this run; restore a good copy, or delete it: the same data and settings give "
+        "the same split again"
+    )

@@ -1,4 +1,7 @@
-"""Layers that know no potential: dense layers, two-layer networks, element embeddings. N atoms, F features, Z elements."""
+"""Layers that know no potential: dense layers, two-layer networks, element embeddings. N atoms, F features, Z elements.
+
+Under autocast matrix products run in half precision; where that would round what is summed up later, it is switched off.
+"""
 
 import math
 from collections.abc import Sequence
@@ -20,6 +23,13 @@ def dense(num_in: int, num_out: int, *, bias: bool = True) -> nn.Linear:
 def two_layers(num_in: int, num_hidden: int, num_out: int, activation: type[nn.Module]) -> nn.Sequential:
     """dense -> activation -> dense."""
     return nn.Sequential(dense(num_in, num_hidden), activation(), dense(num_hidden, num_out))
+
+
+def without_autocast(layers: nn.Module, inputs: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """What layers give in `dtype`, that of their weights, also where autocast would run them in half precision."""
+    with torch.autocast(inputs.device.type, enabled=False):
+        outputs: Tensor = layers(inputs.to(dtype))
+        return outputs
 
 
 class ShiftedSoftplus(nn.Module):
@@ -50,4 +60,5 @@ class ElementEmbedding(nn.Module):
         """(N,) -> (N, F)."""
         columns = torch.arange(self.weight.shape[0], device=atomic_numbers.device)
         one_hot = self.column[atomic_numbers][:, None] == columns  # (N, Z)
-        return one_hot.to(self.weight.dtype) @ self.weight
+        with torch.autocast(self.weight.device.type, enabled=False):  # features are sums that begin with it
+            return one_hot.to(self.weight.dtype) @ self.weight

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modelforge.atoms.graph import AtomicGraph
 from modelforge.atoms.sums import at_senders, sum_over_edges
 from modelforge.nn.cutoffs import cosine_cutoff
-from modelforge.nn.layers import ElementEmbedding, dense, two_layers
+from modelforge.nn.layers import ElementEmbedding, dense, two_layers, without_autocast
 from modelforge.nn.radial import RadialBasisName, radial_basis
 from modelforge.potentials.potential import Potential
 from modelforge.section import Count, Length, Section
@@ -78,7 +78,8 @@ class Mixing(nn.Module):
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Changes of scalars (N, F) and vectors (N, 3, F)."""
-        left, right = self.vector_channels(vectors).chunk(2, dim=-1)  # V, U: (N, 3, F)
+        # Never in half precision, where 1e-8 may be zero, and with it the length of vectors that vanish by symmetry.
+        left, right = self.vector_channels(vectors).to(vectors.dtype).chunk(2, dim=-1)  # V, U: (N, 3, F)
         length = (left.square().sum(dim=1) + NORM_EPSILON).sqrt()  # (N, F)
         to_scalars, to_vectors, product = self.context(torch.cat([scalars, length], dim=1)).chunk(3, dim=1)
         return to_scalars + product * (left * right).sum(dim=1), to_vectors[:, None] * right
@@ -88,7 +89,7 @@ class PaiNN(Potential):
     """The network of the module's docstring."""
 
     def __init__(self, section: PaiNNSection, elements: Sequence[int]) -> None:
-        super().__init__(cutoff=section.cutoff, elements=elements)
+        super().__init__(section, cutoff=section.cutoff, elements=elements)
         num_features, num_layers = section.num_features, section.num_layers
         num_filters = 1 if section.shared_filters else num_layers
         self.shared_filters = section.shared_filters
@@ -110,8 +111,7 @@ class PaiNN(Potential):
             scalars, vectors = scalars + to_scalars, to_vectors if vectors is None else vectors + to_vectors
             to_scalars, to_vectors = mixing(scalars, vectors)
             scalars, vectors = scalars + to_scalars, vectors + to_vectors
-        energies: Tensor = self.readout(scalars)[:, 0]
-        return energies
+        return without_autocast(self.readout, scalars, dtype=distance.dtype)[:, 0]
 
     def _filters(self, distance: Tensor) -> Sequence[Tensor]:
         """Filters of each layer, T x (E, 3F)."""

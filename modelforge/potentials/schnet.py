@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from modelforge.atoms.graph import AtomicGraph
 from modelforge.atoms.sums import at_senders, sum_over_edges
 from modelforge.nn.cutoffs import cosine_cutoff
-from modelforge.nn.layers import ElementEmbedding, ShiftedSoftplus, dense, two_layers
+from modelforge.nn.layers import ElementEmbedding, ShiftedSoftplus, dense, two_layers, without_autocast
 from modelforge.nn.radial import RadialBasisName, radial_basis
 from modelforge.potentials.potential import Potential
 from modelforge.section import Count, Length, Section
@@ -62,7 +62,7 @@ class SchNet(Potential):
     """The network of the module's docstring."""
 
     def __init__(self, section: SchNetSection, elements: Sequence[int]) -> None:
-        super().__init__(cutoff=section.cutoff, elements=elements)
+        super().__init__(section, cutoff=section.cutoff, elements=elements)
         num_features = section.num_features
         self.embedding = ElementEmbedding(elements, num_features)
         self.radial_basis = radial_basis(section.radial_basis, num_radial=section.num_radial, cutoff=section.cutoff)
@@ -84,5 +84,4 @@ class SchNet(Potential):
         features = self.embedding(graph.atomic_numbers)  # (N, F)
         for interaction in self.interactions:
             features = features + interaction(features, radial, envelope, graph)
-        energies: Tensor = self.readout(features)[:, 0]
-        return energies
+        return without_autocast(self.readout, features, dtype=distance.dtype)[:, 0]

@@ -57,8 +57,12 @@ class Clipping:
             self.state = self.MEMORY * self.state + (1 - self.MEMORY) * newest
         return norm
 
+    def forget(self) -> None:
+        """Begin the running mean anew: the gradient is another one from now on."""
+        self.state = None
+
     def _limit(self, norm: Tensor) -> Tensor:
         assert isinstance(self.section, RunningNorm)
         self.state = torch.zeros(2, dtype=norm.dtype, device=norm.device) if self.state is None else self.state.to(norm)
         total, weight = self.state[0], self.state[1]
-        return torch.where(weight > 0, self.section.factor * total / weight.clamp(min=1e-12), norm)
+        return torch.where(total > 0, self.section.factor * total / weight.clamp(min=1e-12), norm)  # no norm so far, no limit

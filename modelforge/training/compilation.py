@@ -26,19 +26,28 @@ class StepCompiler:
     """Gives the step function of each step: eager at first, compiled from a fixed step on."""
 
     def __init__(
-        self, model: EnergyModel, loss: LossSection, *, mode: CompileMode, total_steps: int, refusal: str | None = None
+        self,
+        model: EnergyModel,
+        loss: LossSection,
+        *,
+        mode: CompileMode,
+        total_steps: int,
+        refusal: str | None = None,
+        is_first_here: bool = True,
     ) -> None:
+        """`is_first_here`: of the processes on this machine only one has another one compile; all take it from the cache."""
         self.model, self.loss = model, loss
         self.eager = EagerStep(model, loss)
         self.compiled: CompiledStep | None = None
         self.tell: Tell = lambda message: None  # noqa: ARG005
         wanted = mode is True or (mode == "auto" and total_steps >= WORTH_STEPS)
-        self._switch_step = EAGER_STEPS if mode == "auto" else 0
+        self.switch_step = EAGER_STEPS if mode == "auto" else 0
         self._refusal = refusal if mode is True else None
         self._pending = wanted and refusal is None
+        self._is_first_here = is_first_here
         self._helper: CompilingProcess | None = None
 
-    def step(self, number: int, batch: Batch, weights: Tensor) -> EagerStep | CompiledStep:
+    def step(self, number: int, batch: Batch, scales: Tensor) -> EagerStep | CompiledStep:
         """The function for the step of this number, counted from 0."""
         if self.compiled is not None and self.compiled.failure is None:
             return self.compiled
@@ -49,26 +58,31 @@ class StepCompiler:
             self.tell(f"not compiled: {self._refusal}")
             self._refusal = None
         if self._pending and fits_compilation(batch):
-            if number >= self._switch_step:
-                self._compile(batch, weights)
-            elif self._helper is None:
-                self._start_helper(batch, weights)
+            if number >= self.switch_step:
+                self._compile(batch, scales)
+            elif self._helper is None and self._is_first_here:
+                self._start_helper(batch, scales)
+        return self.compiled or self.eager
+
+    @property
+    def current(self) -> EagerStep | CompiledStep:
+        """The function of the steps of now."""
         return self.compiled or self.eager
 
     def is_awaited(self, number: int) -> bool:
         """Whether the step of this number has to wait for the other process, which is not ready yet."""
-        return self._pending and self._helper is not None and number >= self._switch_step and self._helper.is_running
+        return self._pending and self._helper is not None and number >= self.switch_step and self._helper.is_running
 
-    def _start_helper(self, batch: Batch, weights: Tensor) -> None:
-        self._helper = CompilingProcess(self.model, self.loss, batch, weights)
-        self.tell(f"compiling beside the training; compiled steps from step {self._switch_step} on")
+    def _start_helper(self, batch: Batch, scales: Tensor) -> None:
+        self._helper = CompilingProcess(self.model, self.loss, batch, scales)
+        self.tell(f"compiling beside the training; compiled steps from step {self.switch_step} on")
 
-    def _compile(self, batch: Batch, weights: Tensor) -> None:
+    def _compile(self, batch: Batch, scales: Tensor) -> None:
         self._pending, start = False, time.perf_counter()
         reason = self._helper.wait() if self._helper else None
         self._helper = None
         if reason is None:
-            compiled, reason = try_to_compile(self.model, self.loss, batch, weights)
+            compiled, reason = try_to_compile(self.model, self.loss, batch, scales)
             if compiled is not None:
                 self.compiled = compiled
                 self.tell(f"compiled steps from here on (agree with eager; {time.perf_counter() - start:.0f} s)")

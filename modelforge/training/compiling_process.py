@@ -1,35 +1,57 @@
 """Another process that compiles the step while training goes on, so that its kernels lie in Inductor's cache when wanted.
 
-Run as a program, with the path of a job that the training process has written.
+Run as a program, with the path of a job that the training process has written. A job is plain data, tensors and JSON, from
+which the model is built again. T loss terms.
 """
 
-import copy
 import os
 import subprocess
 import sys
 import tempfile
 import weakref
+from dataclasses import fields
 from pathlib import Path
+from typing import TypedDict
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from modelforge.atoms.graph import Batch
+from modelforge.atoms.graph import AtomicGraph, Batch, Labels, tensors_of
+from modelforge.potentials import PotentialSection
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.training.loss import LossSection
 from modelforge.training.step import try_to_compile
 
 SUCCESS = "compiled"
 
+_potentials: TypeAdapter[PotentialSection] = TypeAdapter(PotentialSection)
+
+
+class Job(TypedDict):
+    """What is compiled, and with which settings of torch: Inductor's cache tells them apart."""
+
+    potential: str  # its section, JSON
+    elements: list[int]
+    loss: str  # its section, JSON
+    weights: dict[str, Tensor]  # of the model, buffers too
+    dtype: torch.dtype
+    graph: tuple[Tensor, ...]  # fields of the batch's graph, of its labels, and its own further ones
+    labels: tuple[Tensor, ...]
+    others: tuple[Tensor, ...]
+    scales: Tensor  # (T,)
+    device: str
+    num_threads: int
+    matmul_precision: str
+    deterministic: bool
+
 
 class CompilingProcess:
     """Starts at once; ends with the process that started it, if not before. A Ctrl-C does not reach it."""
 
-    def __init__(self, model: EnergyModel, loss: LossSection, batch: Batch, weights: Tensor) -> None:
-        cpu, device = torch.device("cpu"), str(batch.indices.device)
-        snapshot = copy.deepcopy(model).to(cpu)  # training goes on meanwhile
+    def __init__(self, model: EnergyModel, loss: LossSection, batch: Batch, scales: Tensor) -> None:
         with tempfile.NamedTemporaryFile(prefix="modelforge-", suffix=".job", delete=False) as file:
-            torch.save((snapshot, loss, batch.to(cpu), weights.to(cpu), device, torch.get_num_threads()), file)
+            torch.save(_job_of(model, loss, batch, scales), file)
         self._job = Path(file.name)
         command = [sys.executable, "-m", "modelforge.training.compiling_process", file.name]
         self._process = subprocess.Popen(
@@ -65,12 +87,42 @@ def _end(process: "subprocess.Popen[str]", job: Path) -> None:
 def main(job: Path) -> None:
     """Compile once and say how it went."""
     os.nice(5)
-    # The job is this program's own, written a moment ago by the process that started this one.
-    model, loss, batch, weights, device, num_threads = torch.load(job, weights_only=False)
-    torch.set_num_threads(num_threads)
-    place = torch.device(device)
-    _, reason = try_to_compile(model.to(place), loss, batch.to(place), weights.to(place))
+    read: Job = torch.load(job, map_location="cpu", weights_only=True)
+    torch.set_num_threads(read["num_threads"])
+    torch.set_float32_matmul_precision(read["matmul_precision"])
+    torch.use_deterministic_algorithms(read["deterministic"])
+    place, loss = torch.device(read["device"]), LossSection.model_validate_json(read["loss"])
+    _, reason = try_to_compile(_model_of(read).to(place), loss, _batch_of(read).to(place), read["scales"].to(place))
     sys.stdout.write(f"\n{reason or SUCCESS}\n")
+
+
+def _job_of(model: EnergyModel, loss: LossSection, batch: Batch, scales: Tensor) -> Job:
+    return Job(
+        potential=model.potential.section.model_dump_json(),
+        elements=list(model.potential.elements),
+        loss=loss.model_dump_json(),
+        weights=dict(model.state_dict()),
+        dtype=model.scale.dtype,
+        graph=tensors_of(batch.graph),
+        labels=tensors_of(batch.labels),
+        others=tuple(getattr(batch, field.name) for field in fields(batch) if field.name not in ("graph", "labels")),
+        scales=scales,
+        device=str(batch.indices.device),
+        num_threads=torch.get_num_threads(),
+        matmul_precision=torch.get_float32_matmul_precision(),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def _model_of(job: Job) -> EnergyModel:
+    potential = _potentials.validate_json(job["potential"]).build(job["elements"])
+    model = EnergyModel(potential).to(job["dtype"])
+    model.load_state_dict(job["weights"])
+    return model
+
+
+def _batch_of(job: Job) -> Batch:
+    return Batch(AtomicGraph(*job["graph"]), Labels(*job["labels"]), *job["others"])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """What a run shows: a live bar on a terminal, plain lines elsewhere, and all of it as plain lines in log.txt."""
 
+import io
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -22,29 +21,38 @@ class RunLog:
     """Prints lines to the console and appends them to log.txt, there without colours."""
 
     def __init__(self, console: Console, path: Path | None) -> None:
-        self.console = console
-        self._file: TextIO | None = path.open("a", encoding="utf-8") if path else None
+        self.console, self._path = console, path
 
     def line(self, text: str = "", *, style: str | None = None, shown: bool = True) -> None:
         """One line; `shown` False only logs it."""
         if shown:
-            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-        if self._file:
-            self._file.write(text + "\n")
-            self._file.flush()
+            self._show(text, style)
+        self._log(text + "\n")
 
     def table(self, table: Table) -> None:
         """A table, in the log as plain text."""
-        self.console.print(table)
-        if self._file:
-            Console(file=self._file, width=LOG_WIDTH, color_system=None).print(table)
-            self._file.flush()
+        self._show(table)
+        text = io.StringIO()
+        Console(file=text, width=LOG_WIDTH, color_system=None).print(table)
+        self._log(text.getvalue())
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._file:
-            with suppress(OSError):  # every line was flushed, and a full disk has been told by now
-                self._file.close()
+    def _show(self, what: str | Table, style: str | None = None) -> None:
+        """Print; where nobody reads any more, or a file of output is full, the log goes on alone."""
+        try:
+            self.console.print(what, style=style, markup=False, highlight=False, soft_wrap=isinstance(what, str))
+        except OSError:
+            self.console = Console(quiet=True)
+
+    def _log(self, text: str) -> None:
+        """Append to the file; a full disk takes the log, not the run, which will tell if it can save nothing either."""
+        if self._path is None:
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            ended, self._path = self._path, None
+            self._show(f"note: {ended} ends here: {error.strerror}")
 
 
 class PlainLines:
@@ -73,9 +81,11 @@ class PlainLines:
             self._write(step)
 
     def validated(self, validation: Validation) -> None:
-        """A line for the first validation and for the last."""
+        """A line for the first validation and for the last, with what each term gives to the loss."""
         assert self.pace is not None
         is_first, self._last = self._last is None, validation
+        if is_first or validation.step >= self.pace.total_steps:
+            self.log.line(ledger_in_words(validation), shown=self.shown)
         if is_first or validation.step >= self.pace.total_steps:
             self._write(validation.step)
 
@@ -180,12 +190,17 @@ def summary(validation: Validation) -> str:
         filter(
             None,
             (
-                errors_in_words("train", validation.training),
+                errors_in_words("train", validation.training) if validation.training_loss is not None else "",
                 errors_in_words("val", validation.validation),
                 rest_in_words(validation),
             ),
         )
     )
+
+
+def ledger_in_words(validation: Validation) -> str:
+    """What each term gives to the loss of a validation."""
+    return f"loss terms at step {validation.step} (validation): " + "; ".join(entry.in_words() for entry in validation.ledger)
 
 
 def errors_in_words(name: str, errors: Errors) -> str:
@@ -203,7 +218,7 @@ def rest_in_words(validation: Validation) -> str:
     parts = (
         f"lr {validation.learning_rate:.1e}",
         validation.waiting_for,
-        f"{validation.structures_per_second:.0f} structures/s",
+        f"{validation.structures_per_second:.0f} structures/s" if validation.structures_per_second else "",
     )
     return "  ".join(filter(None, parts))
 

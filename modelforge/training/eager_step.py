@@ -6,15 +6,15 @@ from torch import Tensor
 
 from modelforge.atoms.graph import Batch, Prediction, tensors_of
 from modelforge.potentials.energy_model import EnergyModel
-from modelforge.training.loss import LossSection, term_sums, term_values
+from modelforge.training.loss import LossSection, term_sums
 
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
-    """What a step knows: the weighted loss (differentiable), its unweighted terms, and the prediction."""
+    """What a step knows: the weighted loss (differentiable), the sums of its terms, and the prediction."""
 
     loss: Tensor  # ()
-    terms: Tensor  # (T,)
+    sums: Tensor  # (T, 2) numerator and denominator of each term, of this batch alone
     prediction: Prediction
 
 
@@ -24,9 +24,13 @@ class EagerStep:
     def __init__(self, model: EnergyModel, loss: LossSection) -> None:
         self.model, self.loss = model, loss
 
-    def __call__(self, batch: Batch, weights: Tensor) -> StepResult:
-        """Loss and prediction of a batch for the weights of the terms (T,)."""
+    def __call__(self, batch: Batch, scales: Tensor) -> StepResult:
+        """Loss and prediction of a batch; `scales` (T,) multiply the numerators of the terms: weights over numbers of labels.
+
+        The numbers are those of all batches of an optimizer step, on all processes: gradients of batches then add up to the
+        gradient of the whole.
+        """
         prediction = self.model(batch.graph, forces=self.loss.forces_weight > 0, stress=self.loss.stress_weight > 0)
-        terms = term_values(term_sums(self.loss, prediction, batch.labels, batch.graph, batch.weight))
+        sums = term_sums(self.loss, prediction, batch.labels, batch.graph, batch.weight)
         detached = Prediction(*(tensor.detach() for tensor in tensors_of(prediction)))
-        return StepResult((terms * weights).sum(), terms.detach(), detached)
+        return StepResult((sums[:, 0] * scales).sum(), sums.detach(), detached)

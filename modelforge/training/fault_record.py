@@ -17,6 +17,7 @@ class Fault(NamedTuple):
 
     step: int  # number of the batch, from 0
     what: str  # "the forces term of the loss", "the gradient"
+    is_term: bool  # and not a gradient, which all processes share
 
 
 class FaultRecord:
@@ -50,4 +51,4 @@ class FaultRecord:
         first = wrong[faulty[0]].tolist()
         names = [name for name, is_wrong in zip(self.terms, first[:-1], strict=True) if is_wrong]
         what = f"the {' and the '.join(names)} term of the loss" if names else "the gradient"
-        return Fault(int(steps[faulty[0]]), what)
+        return Fault(int(steps[faulty[0]]), what, bool(names))

@@ -111,34 +111,51 @@ class LearningRate:
         # The plateau scheduler acts on a stand-in, so that it and the factor of the step never overwrite each other.
         self._stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=self.full_rate)
         self.plateau = _plateau(section, self._stand_in) if isinstance(section, ReduceOnPlateau) else None
+        self.constant: float | None = None  # once a second stage has begun
+        self._has_fallen = False  # after the last validation
+
+    def stay_at(self, rate: float) -> None:
+        """The same rate from now on, whatever the schedule was."""
+        self.constant, self.plateau = rate, None
 
     def set_for(self, step: int) -> None:
         """Set the optimizer's rate for a batch, counted from 0."""
+        if self.constant is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.constant
+            return
         factor = schedule_factor(self.section, step, steps_per_epoch=self.steps_per_epoch, total_steps=self.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = factor * float(self._stand_in.param_groups[0]["lr"])
+            group["lr"] = factor * self._plateau_rate
 
     def after_validation(self, loss: float, step: int) -> None:
         """Tell the schedule the validation loss after `step` batches; none counts during the warm-up."""
+        before = self._plateau_rate
         if self.plateau is not None and step > self.section.warmup_steps:
             self.plateau.step(loss)
+        self._has_fallen = self._plateau_rate < before
+
+    @property
+    def _plateau_rate(self) -> float:
+        return float(self._stand_in.param_groups[0]["lr"])
 
     def in_words(self) -> str | None:
         """What the plateau is waiting for, or None where there is none to wait for."""
         if self.plateau is None or not isinstance(self.section, ReduceOnPlateau):
             return None
-        rate = float(self._stand_in.param_groups[0]["lr"])
+        rate = self._plateau_rate
+        falls = f"lr falls to {rate:.1e}, " if self._has_fallen else ""
         coming = max(rate * self.section.factor, self.section.min_learning_rate)
         if coming >= rate:
-            return "lr at its minimum"
-        return f"plateau {self.plateau.num_bad_epochs}/{self.section.patience}, next lr {coming:.1e}"
+            return f"{falls}lr at its minimum"
+        waiting = f"plateau {self.plateau.num_bad_epochs}/{self.section.patience} at {100 * self.section.threshold:g} %"
+        return f"{falls}{waiting}, next lr {coming:.1e}"
 
     def state_dict(self) -> dict[str, float | int | None]:
         """What a resumed run needs."""
         if self.plateau is None:
             return {}
-        rate = float(self._stand_in.param_groups[0]["lr"])
-        return {"rate": rate, "best": self.plateau.best, "bad": self.plateau.num_bad_epochs}
+        return {"rate": self._plateau_rate, "best": self.plateau.best, "bad": self.plateau.num_bad_epochs}
 
     def load_state_dict(self, state: dict[str, float | int | None]) -> None:
         """Continue from a state."""

@@ -1,8 +1,10 @@
 """What a run tells those who show it: a bar, plain lines, a file."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from modelforge.training.ledger import LedgerEntry
 from modelforge.training.metrics import Errors
 
 
@@ -14,13 +16,25 @@ class Validation:
     epoch: float
     seconds: float  # of training so far
     learning_rate: float
-    training_loss: float
+    training_loss: float | None  # None before the first step
     validation_loss: float
     training: Errors
     validation: Errors
-    structures_per_second: float
-    is_best: bool
-    waiting_for: str  # plateau and early stopping in words
+    ledger: tuple[LedgerEntry, ...]
+    structures_per_second: float | None
+    is_best: bool = False
+    waiting_for: str = ""  # plateau and early stopping in words
+
+    def judged(self, *, is_best: bool, waiting_for: str) -> "Validation":
+        """The same with what it means for the run."""
+        return replace(self, is_best=is_best, waiting_for=waiting_for)
+
+    @property
+    def faulty_loss(self) -> str | None:
+        """The loss that is not finite, if one is not."""
+        if self.training_loss is not None and not math.isfinite(self.training_loss):
+            return "training"
+        return None if math.isfinite(self.validation_loss) else "validation"
 
     def row(self) -> dict[str, float | int | None]:
         """The row of metrics.csv."""
@@ -35,6 +49,8 @@ class Validation:
         }
         for name, found in (("train", self.training), ("val", self.validation)):
             numbers |= {f"{name}/{key}": value for key, value in found.items() if not key.startswith("num_")}
+        for entry in self.ledger:
+            numbers |= entry.row()
         return numbers
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from modelforge.atoms.graph import AtomicGraph, Labels, Prediction
 from modelforge.atoms.sums import sum_over_atoms
 from modelforge.section import NonNegative, Positive, Section, SectionError
+from modelforge.training.loss_weights import ConstantWeight, WeightSchedule, largest_weight
 
 
 class LossSection(Section):
@@ -35,6 +36,12 @@ class LossSection(Section):
     """Energy error: (dE)^2/N, (dE/N)^2 or (dE)^2; for mae and huber the function of dE/sqrt(N), dE/N or dE."""
     forces_mean: Literal["structure", "component"] = "structure"
     """Mean of the forces term: over each structure's components, then structures; or over all components of the batch."""
+    energy_schedule: WeightSchedule = ConstantWeight()
+    """How the weight of the energy term comes to its value."""
+    forces_schedule: WeightSchedule = ConstantWeight()
+    """How the weight of the forces term comes to its value."""
+    stress_schedule: WeightSchedule = ConstantWeight()
+    """How the weight of the virial term comes to its value."""
 
     @model_validator(mode="after")
     def _options_are_used(self) -> "LossSection":
@@ -47,15 +54,18 @@ class LossSection(Section):
     @property
     def needs_derivatives(self) -> bool:
         """Whether forces or stress have to be computed."""
-        return self.forces_weight > 0 or self.stress_weight > 0
+        return bool({"forces", "stress"} & weights_of(self).keys())
 
 
 TERMS = ("energy", "forces", "stress")
+ENERGIES, FORCE_STRUCTURES, FORCE_COMPONENTS, STRESS_COMPONENTS = range(4)  # places in Batch.label_counts
 
 
 def weights_of(section: LossSection) -> dict[str, float]:
-    """The weight of each term that is trained on."""
-    weights = {term: float(getattr(section, f"{term}_weight")) for term in TERMS}
+    """The largest weight that each term ever has, of those that are trained on."""
+    weights = {
+        term: largest_weight(getattr(section, f"{term}_schedule"), float(getattr(section, f"{term}_weight"))) for term in TERMS
+    }
     return {term: weight for term, weight in weights.items() if weight > 0}
 
 
@@ -74,6 +84,13 @@ def term_sums(
 def term_values(sums: Tensor) -> Tensor:
     """Unweighted terms of sums (T, 2), (T,); zero where there was no label."""
     return sums[:, 0] / sums[:, 1].clamp(min=1.0)
+
+
+def term_counts(section: LossSection, label_counts: Tensor) -> Tensor:
+    """What the numerator of each term is divided by, (T,), from the numbers of labels of `Batch.label_counts`."""
+    forces = FORCE_COMPONENTS if section.forces_mean == "component" else FORCE_STRUCTURES
+    columns = {"energy": ENERGIES, "forces": forces, "stress": STRESS_COMPONENTS}
+    return torch.stack([label_counts[columns[name]] for name in weights_of(section)]).clamp(min=1.0)
 
 
 def _energy_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class ErrorSums(Metric):
         stress = _sums((prediction.stress.double() - labels.stress.double()).flatten(1))
         per_atom = energy / atoms_per_structure(graph)
         of_structures = forces.new_zeros(len(energy), 3).index_add(0, graph.structure_index, forces)
-        count = torch.ones_like(energy)[:, None]
+        count = (batch.indices >= 0).to(energy.dtype)[:, None]  # a stand-in of a process without a structure is none
         rows = torch.cat([count, _sums(energy[:, None]), _sums(per_atom[:, None]), of_structures, stress], dim=1)
         self.by_subset.index_add_(0, batch.subset.clamp(max=len(self.by_subset) - 1), rows)
         self.by_element.index_add_(0, graph.atomic_numbers, forces)

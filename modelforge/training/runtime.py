@@ -4,32 +4,60 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from modelforge.section import Count, CountOrZero, PathText, Positive, Problem, Section, SectionError, Unit
+
+Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
+MatmulPrecision = Literal["highest", "high", "medium"]
+
+
+OTHER_STRATEGIES = ("fsdp", "deepspeed", "ddp_spawn")
+
+
+def _refuse_other_strategies(name: object) -> object:
+    """Say why, of what Lightning has."""
+    if name in OTHER_STRATEGIES:
+        raise ValueError(
+            f"must not be {name!r}: checkpoints, clipping and the compiled step need whole weights on each device; use 'ddp'"
+        )
+    return name
 
 
 class RuntimeSection(Section):
     """Devices, precision, seed and the run folder."""
 
     seed: CountOrZero = 0
-    """Seed of weights and of the order of structures; the same seed gives the same run."""
+    """Seed of weights and of the order of structures; on a CPU the same seed and `num_threads` give the same bits."""
     run_folder: PathText = "runs/<name>"
     """Folder for all that the run leaves; by default named like the TOML, next to it."""
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
-    """Kind of device; `auto` takes the best that is there."""
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
+    """Kind of device; `auto` takes a CUDA GPU if there is one, and `gpu` is `cuda`: other GPUs have no float64."""
     devices: Literal["auto"] | Count | Annotated[tuple[CountOrZero, ...], Field(min_length=1)] = "auto"
     """Number of devices on each node, or the indices of those to use."""
     num_nodes: Count = 1
     """Machines that train together."""
-    strategy: Literal["auto", "ddp", "ddp_spawn", "fsdp", "deepspeed"] = "auto"
-    """How devices share the work, a name of a Lightning strategy; `auto` is `ddp` on several devices."""
-    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Floating point numbers of the training; energies are always summed up in double precision."""
+    strategy: Annotated[Literal["auto", "ddp"], BeforeValidator(_refuse_other_strategies)] = "auto"
+    """How devices share the work: `ddp` has a whole model on each; `auto` is `ddp` on several devices, nothing on one."""
+    startup_timeout: Annotated[Positive, Unit("s")] = 300.0
+    """How long the processes of a run wait for each other at the start."""
+    precision: Precision = "32-true"
+    """Floating point numbers of weights and training; `mixed`: float32 weights, the network's layers in half precision.
+
+    Distances, radial functions, sums over edges and atoms, energies and the loss are never below float32, and self-energies
+    and errors always in float64. The trained potential predicts in the numbers of its weights: with `mixed` in float32.
+    """
+    matmul_precision: MatmulPrecision = "highest"
+    """Products of float32 matrices: `highest` is float32; `high` (TF32) and `medium` (bfloat16) are faster on some devices.
+
+    Forces are then wrong by about 0.1% (`high`) and 0.5% (`medium`). The saved potential predicts with the same choice.
+    """
+    deterministic: bool = False
+    """Bits that repeat on a GPU too, or an error that names the operation; on the CPU that is always so."""
     compile: Literal["auto"] | bool = "auto"
     """Fuse the training step with torch.compile; `auto` does so where it pays and works."""
     num_threads: Count | None = None
-    """Threads of torch on the CPU; torch's own choice where not set."""
+    """Threads of torch on the CPU; torch's own choice where not set. Another number gives other last bits."""
     log_interval: Annotated[Positive, Unit("s")] = 10.0
     """Time between lines of the plain log."""
     tensorboard: bool = False

@@ -9,8 +9,10 @@ from pydantic import AfterValidator, SerializerFunctionWrapHandler, model_serial
 from modelforge.section import Count, NonNegative, Section, SectionError
 from modelforge.training.clipping import ClippingSection, RunningNorm
 from modelforge.training.learning_rate import LearningRateSection, ReduceOnPlateau
-from modelforge.training.loss import LossSection
+from modelforge.training.loss import TERMS, LossSection, weights_of
+from modelforge.training.loss_weights import ConstantWeight, weight_at
 from modelforge.training.optimizer import AdamWSection, OptimizerSection
+from modelforge.training.second_stage import SecondStage
 from modelforge.training.weight_average import WeightAverageSection
 
 
@@ -42,13 +44,13 @@ class TrainingSection(Section):
     max_time: Duration | None = None
     """Training time after which the run ends, if that comes before `max_epochs`; over all resumptions."""
     batch_size: Count = 8
-    """Structures in a training batch of one process, where neither `max_edges` nor `max_atoms` is given."""
+    """Structures in a training batch, of all processes together, where neither `max_edges` nor `max_atoms` is given."""
     max_edges: Count | None = None
-    """Edges in a training batch of one process at most, in place of `batch_size`: batches of equal work and memory."""
+    """Edges in a batch at most, of all processes together, in place of `batch_size`: batches of equal work and memory."""
     max_atoms: Count | None = None
-    """Atoms in a training batch of one process at most, in place of `batch_size` or beside `max_edges`."""
+    """Atoms in a batch at most, of all processes together, in place of `batch_size` or beside `max_edges`."""
     evaluation_batch_size: Count = 64
-    """Structures in a batch of validation and test; no result depends on it."""
+    """Structures in a batch of validation and test, of all processes together; no result depends on it."""
     accumulate_batches: Count = 1
     """Batches whose gradients are summed up for one optimizer step."""
     validate_every_epochs: Count | None = None
@@ -61,6 +63,7 @@ class TrainingSection(Section):
     lr_scheduler: LearningRateSection = ReduceOnPlateau()
     early_stopping: EarlyStoppingSection = EarlyStoppingSection()
     ema: WeightAverageSection = WeightAverageSection()
+    second_stage: SecondStage = SecondStage()
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> "TrainingSection":
@@ -76,10 +79,42 @@ class TrainingSection(Section):
         return {**values, "batch_size": None} if self.max_edges or self.max_atoms else values
 
     @model_validator(mode="after")
+    def _second_stage_trains(self) -> "TrainingSection":
+        if self.second_stage.start_epoch is not None:
+            if not any(self.weights_at(float("inf"), is_second_stage=True)):
+                raise SectionError(("second_stage.energy_weight", "all weights of the second stage are 0; set one above 0"))
+            if self.second_stage.start_epoch >= self.max_epochs:
+                raise SectionError(
+                    (
+                        "second_stage.start_epoch",
+                        f"must be below max_epochs, {self.max_epochs} (got {self.second_stage.start_epoch:g})",
+                    )
+                )
+        return self
+
+    @model_validator(mode="after")
     def _one_interval(self) -> "TrainingSection":
         if self.validate_every_epochs and self.validate_every_steps:
             raise SectionError(("validate_every_steps", "must not be given together with validate_every_epochs; remove one"))
         return self
+
+    @property
+    def widest_loss(self) -> LossSection:
+        """The loss with each weight at its largest of both stages: what has to be computed at all, and from which labels."""
+        weights = {term: weights_of(self.loss).get(term, 0.0) for term in TERMS}
+        later = {term: self.second_stage.weight(term) or 0.0 for term in TERMS}
+        fields: dict[str, object] = {f"{term}_weight": max(weights[term], later[term]) for term in TERMS}
+        return self.loss.model_copy(update=fields | {f"{term}_schedule": ConstantWeight() for term in TERMS})
+
+    def weights_at(self, epoch: float, *, is_second_stage: bool) -> list[float]:
+        """The weights of the terms of `widest_loss` at a moment, (T,); those that the run ends with for an endless epoch."""
+        return [self._weight_at(term, epoch, is_second_stage) for term in weights_of(self.widest_loss)]
+
+    def _weight_at(self, term: str, epoch: float, is_second_stage: bool) -> float:
+        later = self.second_stage.weight(term) if is_second_stage else None
+        if later is not None:
+            return later
+        return weight_at(getattr(self.loss, f"{term}_schedule"), getattr(self.loss, f"{term}_weight"), epoch)
 
     def validation_interval(self, steps_per_epoch: int) -> int:
         """Batches from one validation to the next."""

@@ -28,30 +28,31 @@ TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}  # compiled against eager
 class CompiledStep:
     """The same step as one compiled graph; batches with a size of 0 or 1, which it cannot take, run eagerly."""
 
-    def __init__(self, model: EnergyModel, loss: LossSection, sample: Batch, weights: Tensor) -> None:
+    def __init__(self, model: EnergyModel, loss: LossSection, sample: Batch, scales: Tensor) -> None:
         self.eager = EagerStep(model, loss)
+        self.model = model
         self.failure: str | None = None  # what the compiler said if it failed, which it may do at any new size
         self.parameters = list(model.parameters())
         self._states = [weight.detach() for weight in self.parameters] + list(model.buffers())
         inputs = _inputs(sample)
-        graph = _traced(self.eager, len(self.parameters), [*self._states, weights, *inputs], num_fixed=len(self._states) + 1)
+        graph = _traced(self.eager, len(self.parameters), [*self._states, scales, *inputs], num_fixed=len(self._states) + 1)
         self._compiled = cast(Callable[..., list[Tensor]], torch.compile(graph, dynamic=None))
 
-    def __call__(self, batch: Batch, weights: Tensor) -> StepResult:
-        """Loss and prediction of a batch for the weights of the terms (T,)."""
+    def __call__(self, batch: Batch, scales: Tensor) -> StepResult:
+        """Loss and prediction of a batch for the scales of the terms (T,)."""
         if self.failure or not fits_compilation(batch):
-            return self.eager(batch, weights)
+            return self.eager(batch, scales)
         inputs = _inputs(batch)
         for tensor in inputs:
             mark_dynamic(tensor, 1 if tensor is inputs[1] else 0)
         try:
             with torch.no_grad():
-                loss, terms, energy, forces, stress, *gradients = self._compiled(*self._states, weights, *inputs)
+                loss, sums, energy, forces, stress, *gradients = self._compiled(*self._states, scales, *inputs)
         except Exception as error:  # noqa: BLE001 - whatever the compiler raises, the eager step gives the result
             self.failure = in_a_line(error)
-            return self.eager(batch, weights)
+            return self.eager(batch, scales)
         differentiable = _WithGradients.apply(loss, len(gradients), *gradients, *self.parameters)  # type: ignore[no-untyped-call]
-        return StepResult(differentiable, terms, Prediction(energy, forces, stress))
+        return StepResult(differentiable, sums, Prediction(energy, forces, stress))
 
 
 def in_a_line(error: Exception) -> str:
@@ -65,11 +66,11 @@ def fits_compilation(batch: Batch) -> bool:
     return min(graph.num_atoms, graph.num_edges, graph.num_structures) > 1
 
 
-def largest_difference(compiled: CompiledStep, batch: Batch, weights: Tensor) -> float:
+def largest_difference(compiled: CompiledStep, batch: Batch, scales: Tensor) -> float:
     """Compiled against eager on a batch: loss, forces and weight gradients, relative to the largest value of each."""
     results = []
     for step in (compiled, compiled.eager):
-        result = step(batch, weights)
+        result = step(batch, scales)
         gradients = torch.autograd.grad(result.loss, compiled.parameters, allow_unused=True, materialize_grads=True)
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         results.append((result.loss.detach(), result.prediction.energy, result.prediction.forces.nan_to_num(), flat))
@@ -79,17 +80,17 @@ def largest_difference(compiled: CompiledStep, batch: Batch, weights: Tensor) ->
 
 
 def try_to_compile(
-    model: EnergyModel, loss: LossSection, batch: Batch, weights: Tensor
+    model: EnergyModel, loss: LossSection, batch: Batch, scales: Tensor
 ) -> tuple[CompiledStep | None, str | None]:
     """The compiled step if it agrees with the eager one on this batch, or the reason why there is none."""
     try:
-        compiled = CompiledStep(model, loss, batch, weights)
-        difference = largest_difference(compiled, batch, weights)
+        compiled = CompiledStep(model, loss, batch, scales)
+        difference = largest_difference(compiled, batch, scales)
     except Exception as error:  # noqa: BLE001 - whatever the compiler raises, eager steps go on and say why
         return None, in_a_line(error)
     if compiled.failure is not None:
         return None, compiled.failure
-    if not difference <= TOLERANCE[weights.dtype]:
+    if not difference <= TOLERANCE[scales.dtype]:
         return None, f"the compiled step differs from the eager one by {difference:.1e} (relative)"
     return compiled, None
 
@@ -122,14 +123,14 @@ def _traced(eager: EagerStep, num_parameters: int, tensors: Sequence[Tensor], *,
     names = [name for name, _ in model.named_parameters()] + [name for name, _ in model.named_buffers()]
 
     def step(*arguments: Tensor) -> list[Tensor]:
-        state, (weights, *inputs) = arguments[: len(names)], arguments[len(names) :]
+        state, (scales, *inputs) = arguments[: len(names)], arguments[len(names) :]
         parameters = [tensor.detach().requires_grad_() for tensor in state[:num_parameters]]
         graph, labels = AtomicGraph(*inputs[:NUM_GRAPH_TENSORS]), Labels(*inputs[NUM_GRAPH_TENSORS:-1])
         named = dict(zip(names, [*parameters, *state[num_parameters:]], strict=True))
         substituted = EagerStep(cast(EnergyModel, _Substituted(model, named)), eager.loss)
-        result = substituted(Batch(graph, labels, graph.first_atom, graph.first_atom, inputs[-1]), weights)
+        result = substituted(Batch(graph, labels, graph.first_atom, graph.first_atom, inputs[-1], inputs[-1]), scales)
         gradients = torch.autograd.grad(result.loss, parameters, allow_unused=True, materialize_grads=True)
-        return [result.loss.detach(), result.terms, *tensors_of(result.prediction), *gradients]
+        return [result.loss.detach(), result.sums, *tensors_of(result.prediction), *gradients]
 
     traced = make_fx(
         step,

@@ -17,11 +17,13 @@ from modelforge.training.clipping import Clipping
 from modelforge.training.compilation import StepCompiler
 from modelforge.training.fault_record import FaultRecord
 from modelforge.training.learning_rate import LearningRate
-from modelforge.training.loss import term_sums, term_values, weights_of
+from modelforge.training.loss import term_counts, term_sums, weights_of
 from modelforge.training.metrics import ErrorSums
 from modelforge.training.optimizer import build_optimizer
 from modelforge.training.section import TrainingSection
 from modelforge.training.weight_average import WeightAverage
+
+JUMP = 2.0  # of a loss weight from one step to the next: norms of the gradient are then compared no more with those before
 
 
 class TaskState(TypedDict):
@@ -29,12 +31,14 @@ class TaskState(TypedDict):
 
     steps: int
     optimizer_steps: int
+    is_second_stage: bool
     weights: dict[str, Tensor]
     averaged_weights: dict[str, Tensor]
+    mean_of: int | None
     optimizer: dict[str, Any]
     learning_rate: dict[str, float | int | None]
     clipping: Tensor | None
-    training_loss: Tensor
+    training_sums: Tensor
     training_errors: dict[str, Tensor]
 
 
@@ -56,8 +60,10 @@ class TrainingTask(pl.LightningModule):
         super().__init__()
         self.scaled_gradients = scaled_gradients
         self.model, self.section, self.compiler = model, section, compiler
+        self.loss = section.widest_loss
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.steps = self.optimizer_steps = 0
+        self.is_second_stage = False
         self.training_errors, self.validation_errors = ErrorSums(), ErrorSums(num_subsets)
         self.clip = Clipping(section.clipping)
         self._averaged = ExitStack()
@@ -65,12 +71,13 @@ class TrainingTask(pl.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The optimizer, whose learning rate is set step by step; what is added up lives on the model's device."""
-        weights = list(weights_of(self.section.loss).values())
-        self.loss_weights = self.model.scale.new_tensor(weights)  # (T,)
-        self.faults = FaultRecord(list(weights_of(self.section.loss)), self.model.scale)
-        # Sum of the losses since the last validation, and their number. No buffers: DDP would copy those of process 0 to all.
-        self.training_loss = self.model.scale.new_zeros(2)
-        self.validation_sums = self.model.scale.new_zeros(len(weights), 2, dtype=torch.float64)  # (T, 2)
+        terms = list(weights_of(self.loss))
+        self.loss_weights = self.model.scale.new_zeros(len(terms))  # (T,)
+        self._weights_now: list[float] = [0.0] * len(terms)  # the same, known without asking the device
+        self.faults = FaultRecord(terms, self.model.scale)
+        # Sums since the last validation. No buffers: DDP would copy those of process 0 to all.
+        self.training_sums = self.model.scale.new_zeros(len(terms), 2, dtype=torch.float64)  # (T, 2)
+        self.validation_sums = torch.zeros_like(self.training_sums)  # (T, 2)
         self.optimizer = build_optimizer(self.section.optimizer, self.model)
         self.average = WeightAverage(self.model, self.section.ema.decay)
         self.learning_rate = LearningRate(
@@ -85,14 +92,57 @@ class TrainingTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch; nothing here waits for the device."""
-        step = self.compiler.step(self.steps, batch, self.loss_weights)
-        result = step(batch, self.loss_weights)
+        scales = self.scales(batch)
+        result = self.compiler.step(self.steps, batch, scales)(batch, scales)
         with torch.no_grad():
-            self.faults.note_terms(self.steps, result.terms)
+            self.faults.note_terms(self.steps, result.sums[:, 0])
             self.steps += 1
-            self.training_loss += torch.stack([result.loss, torch.ones_like(result.loss)])
+            self.training_sums += result.sums
             self.training_errors.update(result.prediction, batch)
         return result.loss
+
+    def scales(self, batch: Batch) -> Tensor:
+        """What the numerators of the terms are multiplied with, (T,): weights over numbers of labels.
+
+        Times the number of processes and of accumulated batches, as DDP and the Trainer divide by these.
+        """
+        self._set_loss_weights()
+        parts = self.trainer.world_size * self.section.accumulate_batches
+        return self.loss_weights * parts / term_counts(self.loss, batch.label_counts)
+
+    def _set_loss_weights(self) -> None:
+        before, now = self._weights_now, self.weights_now()
+        if now == before:
+            return
+        if any(new > JUMP * old for old, new in zip(before, now, strict=True)):
+            self.clip.forget()
+        self._fill_loss_weights(now)
+
+    def _weights_of_step(self, step: int) -> list[float]:
+        return self.section.weights_at(step / self.steps_per_epoch, is_second_stage=self.is_second_stage)
+
+    def _fill_loss_weights(self, weights: list[float]) -> None:
+        self._weights_now = weights
+        for place, weight in enumerate(weights):
+            self.loss_weights[place].fill_(weight)  # by a number, which no device waits for
+
+    def weights_now(self) -> list[float]:
+        """The loss weights of the next step, (T,)."""
+        return self._weights_of_step(self.steps)
+
+    @property
+    def lasting_weights(self) -> list[float]:
+        """The weights that this stage ends with, (T,): the yardstick of all its validations, whatever they are now."""
+        return self.section.weights_at(float("inf"), is_second_stage=self.is_second_stage)
+
+    def begin_second_stage(self) -> None:
+        """Other loss weights, a constant learning rate, and another average from the next step on."""
+        stage = self.section.second_stage
+        self.is_second_stage = True
+        self.learning_rate.stay_at(stage.rate)
+        self.clip.forget()
+        if stage.average != "ema":
+            self.average.begin_mean()
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """An optimizer step with the learning rate of its batch, then the weight average."""
@@ -120,7 +170,7 @@ class TrainingTask(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add up the errors of a batch."""
-        loss = self.section.loss
+        loss = self.loss
         prediction = self.model(batch.graph, forces=loss.forces_weight > 0, stress=loss.stress_weight > 0)
         self.validation_errors.update(prediction, batch)
         self.validation_sums += term_sums(loss, prediction, batch.labels, batch.graph, batch.weight).detach().double()
@@ -129,26 +179,28 @@ class TrainingTask(pl.LightningModule):
         """Train on with the raw weights."""
         self._averaged.close()
 
-    def validation_loss(self) -> float:
-        """The weighted loss of the validation set, over all processes."""
-        return float((term_values(self.over_processes(self.validation_sums)) * self.loss_weights).sum())
-
     def over_processes(self, sums: Tensor) -> Tensor:
         """Sums over all processes."""
         return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum") if self.trainer.world_size > 1 else sums
 
+    def product_weights(self) -> dict[str, Tensor]:
+        """Buffers and averaged weights, copied."""
+        together = {**self.model.state_dict(), **self.average.weights()}
+        return {name: tensor.detach().clone() for name, tensor in together.items()}
+
     def state(self) -> TaskState:
         """The state after a completed step; raw weights, also while the averaged ones are in place."""
-        self._averaged.close()
         return TaskState(
             steps=self.steps,
             optimizer_steps=self.optimizer_steps,
-            weights=dict(self.model.state_dict()),
+            is_second_stage=self.is_second_stage,
+            weights={**self.model.state_dict(), **self.average.raw_weights()},
             averaged_weights=self.average.weights(),
+            mean_of=self.average.mean_of,
             optimizer=self.optimizer.state_dict(),
             learning_rate=self.learning_rate.state_dict(),
             clipping=self.clip.state,
-            training_loss=self.training_loss,
+            training_sums=self.training_sums,
             training_errors={
                 "by_subset": self.training_errors.by_subset,
                 "by_element": self.training_errors.by_element,
@@ -162,11 +214,16 @@ class TrainingTask(pl.LightningModule):
         self._restored = state
 
     def _restore(self, state: TaskState) -> None:
-        self.average.load(state["averaged_weights"], state["optimizer_steps"])
+        self.average.load(state["averaged_weights"], state["optimizer_steps"], state["mean_of"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.learning_rate.load_state_dict(state["learning_rate"])
-        self.training_loss.copy_(state["training_loss"])
+        self.is_second_stage = state["is_second_stage"]
+        if self.is_second_stage:
+            self.learning_rate.stay_at(self.section.second_stage.rate)
+        self.training_sums.copy_(state["training_sums"])
         self.training_errors.by_subset.copy_(state["training_errors"]["by_subset"])
         self.training_errors.by_element.copy_(state["training_errors"]["by_element"])
+        if self.steps:
+            self._fill_loss_weights(self._weights_of_step(self.steps - 1))
         self.clip.state = state["clipping"]
         self._restored = None

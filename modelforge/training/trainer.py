@@ -1,14 +1,17 @@
-"""The Lightning Trainer of a runtime section, and whether its steps can be compiled."""
+"""The Lightning Trainer of a runtime section: on which device, and whether its steps can be compiled."""
 
 import logging
 import warnings
+from typing import Literal
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from modelforge.errors import UserError
+from modelforge.training.processes import TrainingProcesses
 from modelforge.training.runtime import RuntimeSection
 from modelforge.training.section import TrainingSection
 
@@ -23,18 +26,45 @@ QUIET = (
     ".*is not supported by the dataloader.*",
     ".*Checkpoint directory.*",
     ".*Grad strides do not match bucket view strides.*",
+    ".*The `srun` command is available.*",
+    ".*across ranks is zero.*",  # a run that was cut in its last validation
+    ".*``compute`` method of metric ErrorSums was called before.*",  # sums that a resumed run brings along
 )
 
 
 def build_trainer(runtime: RuntimeSection, training: TrainingSection, *, folder: str) -> pl.Trainer:
     """A Trainer whose epochs are the stretches between validations; checkpoints and progress are left to callbacks."""
     _quieten()
+    accelerator = accelerator_of(runtime)
+    if accelerator == "cpu" and runtime.precision == "16-mixed":  # Lightning would train in bfloat16 instead
+        raise UserError('runtime.precision: must not be "16-mixed" where there is no CUDA GPU; use "bf16-mixed" or "32-true"')
+    trainer = _trainer(runtime, training, folder=folder, strategy=runtime.strategy)
+    if not isinstance(trainer.strategy, DDPStrategy):
+        return _without_signal_handlers(trainer)
+    # How many devices there are is Lightning's decision; how their processes start and fail is ours.
+    processes = TrainingProcesses(startup_timeout=runtime.startup_timeout)
+    trainer = _trainer(runtime, training, folder=folder, strategy=processes)
+    # At each step Lightning asks all processes about SIGTERM and waits for the device; the keeper asks, now and then.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return _without_signal_handlers(trainer)
+
+
+def _without_signal_handlers(trainer: pl.Trainer) -> pl.Trainer:
+    """The keeper handles signals; Lightning's handler of SIGTERM would talk to the other processes in the middle of a step."""
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def _trainer(runtime: RuntimeSection, training: TrainingSection, *, folder: str, strategy: str | Strategy) -> pl.Trainer:
+    accelerator = accelerator_of(runtime)
     try:
         return pl.Trainer(
-            accelerator=runtime.accelerator,
+            accelerator=accelerator,
             devices=list(runtime.devices) if isinstance(runtime.devices, tuple) else runtime.devices,
             num_nodes=runtime.num_nodes,
-            strategy=runtime.strategy,
+            # On the CPU all that a run does gives the same bits anyway.
+            deterministic=runtime.deterministic and accelerator == "cuda",
+            strategy=strategy,
             # In double precision model and data are float64 from the start, so there is nothing for Lightning to convert.
             precision="32-true" if runtime.precision == "64-true" else runtime.precision,
             logger=TensorBoardLogger(folder, name="tensorboard", version="") if runtime.tensorboard else False,
@@ -51,6 +81,20 @@ def build_trainer(runtime: RuntimeSection, training: TrainingSection, *, folder:
         )
     except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
         raise UserError(f"runtime: Lightning cannot build a trainer for these settings: {error}") from error
+
+
+def accelerator_of(runtime: RuntimeSection) -> Literal["cpu", "cuda"]:
+    """The kind of device that a run takes: one that has float64, in which errors are added up."""
+    if runtime.accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cpu" if runtime.accelerator == "cpu" else "cuda"
+
+
+def device_note(runtime: RuntimeSection) -> str | None:
+    """Why a GPU that is there is not used, or None."""
+    if runtime.accelerator == "auto" and torch.backends.mps.is_available() and not torch.cuda.is_available():
+        return "this Mac's GPU (MPS) is not used, as it has no float64; the run takes the CPU"
+    return None
 
 
 def reason_not_to_compile(runtime: RuntimeSection, device: torch.device) -> str | None:

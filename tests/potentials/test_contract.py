@@ -15,6 +15,7 @@ from ase.build import bulk
 from made_structures import batch_of, cluster, crystal, structures_of
 from scipy.spatial.transform import Rotation
 from tolerances import CUTOFF_MARGIN, EXACT_SUM, FINITE_DIFFERENCE, JUMP, SINGLE_PRECISION, STEP
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modelforge.atoms.graph import AtomicGraph, Labels, Prediction, tensors_of
 from modelforge.data.batching.batches import structure_table
@@ -283,6 +284,7 @@ HARD_CASES = {
     "dimer just inside": [Atoms("CO", positions=[[0, 0, 0], [0, 0, CUTOFF * (1 - 1e-12)]])],
     "line of atoms": [Atoms("OCO", positions=[[0, 0, -1.2], [0, 0, 0], [0, 0, 1.2]])],
     "perfect crystal": [PERFECT_CRYSTAL],
+    "atoms nearly in one place": [Atoms("CO", positions=[[0, 0, 0], [0, 0, 0.1]])],
     "no edges among others": [Atoms("H"), MOLECULE, Atoms("O", cell=[20, 20, 20], pbc=True), CRYSTAL],
     "no edges at all": [Atoms("H"), Atoms("O")],
 }
@@ -356,6 +358,49 @@ def test_single_precision_is_close_to_double(member, model):
     assert single.energy.dtype == torch.float32
     for got, expected in ((single.energy, double.energy), (single.forces, double.forces), (single.stress[1], double.stress[1])):
         assert_close(got.double(), expected, relative=SINGLE_PRECISION)
+
+
+# What makes geometry out of edge vectors, and sums over edges; both spellings of each sum.
+OF_GEOMETRY = ("linalg_vector_norm", "sqrt", "rsqrt", "sin", "cos", "exp", "_embedding_bag", "_embedding_bag_forward_only")
+
+
+class HalfPrecision(TorchDispatchMode):
+    """Names of the operations that give half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        if any(isinstance(one, torch.Tensor) and one.dtype in (torch.bfloat16, torch.float16) for one in results):
+            self.seen.add(operation.overloadpacket.__name__)
+        return result
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_geometry_and_sums_are_never_in_half_precision(member, half):
+    """Under autocast the layers are, and nothing else of what a potential computes."""
+    model = build(member).float()
+    graph = batch_of([MOLECULE, CRYSTAL], cutoff=CUTOFF, dtype=torch.float32).graph
+    with torch.autocast("cpu", dtype=half), torch.no_grad(), HalfPrecision() as found:
+        assert model.potential(graph).dtype == torch.float32
+    assert {"mm", "addmm"} & found.seen, "autocast did nothing, so nothing could be wrong"
+    assert found.seen.isdisjoint(OF_GEOMETRY)
+
+
+@pytest.mark.parametrize("case", ["isolated atom", "line of atoms", "perfect crystal", "no edges among others"])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_gradients_in_half_precision_are_finite(member, half, case):
+    """Also of vector features that vanish by symmetry: in float16 an epsilon of 1e-8 is zero."""
+    model = build(member).float()
+    graph = batch_of(HARD_CASES[case], cutoff=CUTOFF, dtype=torch.float32).graph
+    with torch.autocast("cpu", dtype=half):
+        gradients = weight_gradients(model, graph, zero_labels(graph), LossSection(forces_weight=1.0))
+    for gradient in gradients:
+        assert gradient.dtype == torch.float32
+        assert gradient.isfinite().all()
 
 
 def test_the_same_graph_gives_the_same_bits(model):

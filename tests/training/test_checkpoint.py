@@ -1,6 +1,8 @@
 """Checkpoints: a damaged one is a clear error, and writing one leaves the old or the new, nothing else."""
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from modelforge.errors import UserError
 from modelforge.training.checkpoint import SCHEMA, latest_checkpoint, load_checkpoint, save_checkpoint
 
-STATE = {"schema": SCHEMA, "experiment": "", "task": {"weights": {"w": torch.arange(1000.0)}}, "keeper": {}}
+STATE = {"schema": SCHEMA, "experiment": "", "task": {"weights": {"w": torch.arange(1000.0)}}, "progress": {}, "best": []}
 
 
 @pytest.fixture
@@ -32,20 +34,22 @@ def test_a_truncated_checkpoint_is_a_clear_error(path: Path, part: float):
         load_checkpoint(path)
 
 
-def test_a_checkpoint_of_another_version_is_refused(path: Path):
-    save_checkpoint(path, {**STATE, "schema": SCHEMA + 1})
-    with pytest.raises(UserError, match="checkpoint of another version"):
+@pytest.mark.parametrize("schema", [0, SCHEMA + 1, None, "2"])
+def test_a_checkpoint_of_a_schema_that_nobody_knows_is_refused_with_the_range(path: Path, schema: object):
+    save_checkpoint(path, {**STATE, "schema": schema})
+    with pytest.raises(UserError, match=f"checkpoint of another version .*this modelforge reads 1 to {SCHEMA}"):
         load_checkpoint(path)
 
 
 def test_a_failed_write_leaves_the_old_checkpoint_and_no_debris(path: Path, monkeypatch):
     before = path.read_bytes()
 
-    def full(*arguments: object) -> None:
-        Path(str(arguments[1])).write_bytes(b"half a checkp")
+    def full(self: Path, content: object) -> None:
+        with self.open("wb") as file:
+            file.write(b"half a checkp")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(path, STATE)
     assert path.read_bytes() == before
@@ -65,14 +69,14 @@ def test_a_flipped_bit_anywhere_in_the_tensors_is_noticed(path: Path):
 def test_the_checkpoint_before_is_kept_and_used_where_the_last_is_damaged(path: Path):
     previous = path.with_name("previous.ckpt")
     assert latest_checkpoint(path, previous)[1] == ""
-    save_checkpoint(path, {**STATE, "keeper": {"best_loss": 2.0}}, previous=previous)
-    assert latest_checkpoint(path, previous)[0]["keeper"] == {"best_loss": 2.0}
+    save_checkpoint(path, {**STATE, "progress": {"best_loss": 2.0}}, previous=previous)
+    assert latest_checkpoint(path, previous)[0]["progress"] == {"best_loss": 2.0}
     path.write_bytes(path.read_bytes()[:100])
     found, damage = latest_checkpoint(path, previous)
-    assert found["keeper"] == {}
+    assert found["progress"] == {}
     assert damage.startswith(f"{path}: cannot be read as a checkpoint")
     path.unlink()
-    assert latest_checkpoint(path, previous)[0]["keeper"] == {}
+    assert latest_checkpoint(path, previous)[0]["progress"] == {}
     previous.write_bytes(b"")
     with pytest.raises(UserError, match=r"previous\.ckpt: cannot be read"):
         latest_checkpoint(path, previous)
@@ -87,6 +91,34 @@ def test_file_systems_without_hard_links_keep_the_one_before_too(path: Path, mon
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(os, "link", refused)
-    save_checkpoint(path, {**STATE, "keeper": {"best_loss": 2.0}}, previous=path.with_name("previous.ckpt"))
-    assert load_checkpoint(path.with_name("previous.ckpt"))["keeper"] == {}
-    assert load_checkpoint(path)["keeper"] == {"best_loss": 2.0}
+    save_checkpoint(path, {**STATE, "progress": {"best_loss": 2.0}}, previous=path.with_name("previous.ckpt"))
+    assert load_checkpoint(path.with_name("previous.ckpt"))["progress"] == {}
+    assert load_checkpoint(path)["progress"] == {"best_loss": 2.0}
+
+
+def test_file_and_name_are_on_the_disk_when_a_checkpoint_is_saved(path: Path, monkeypatch):
+    real, synced = os.fsync, []
+
+    def noted(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, path.stat().st_ino))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    before = path.stat().st_ino
+    save_checkpoint(path, STATE)
+    after = path.stat().st_ino
+    assert before != after
+    assert synced == [(after, before), (path.parent.stat().st_ino, after)], "the file before it has its name, the folder then"
+
+
+def test_a_file_system_that_cannot_sync_folders_saves_all_the_same(path: Path, monkeypatch):
+    real = os.fsync
+
+    def refused(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    save_checkpoint(path, {**STATE, "progress": {"best_loss": 2.0}})
+    assert load_checkpoint(path)["progress"] == {"best_loss": 2.0}

@@ -200,10 +200,10 @@ def test_doubling_a_weight_doubles_its_part():
         weights = torch.tensor([1.0, 10.0, 0.1], dtype=torch.float64)
         weights[place] *= 2
         more = step(batch, weights)
-        part = weights[place] / 2 * base.terms[place]
+        part = weights[place] / 2 * base.sums[place, 0]
         assert part > 0
         torch.testing.assert_close((more.loss - base.loss).detach(), part, rtol=1e-9, atol=0)
-        torch.testing.assert_close(more.terms, base.terms)
+        torch.testing.assert_close(more.sums, base.sums)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_weight_of_zero_computes_no_derivative(weights: dict[str, float], num_
         batch_of(ATOMS, cutoff=3.0), torch.ones(len(weights_of(section)), dtype=torch.float64)
     )
     assert len(calls) == num_derivatives
-    assert len(result.terms) == len(weights_of(section))
+    assert len(result.sums) == len(weights_of(section))
     assert result.prediction.forces.isnan().all() == (weights["forces_weight"] == 0)
 
 

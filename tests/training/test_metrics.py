@@ -115,7 +115,7 @@ def test_errors_do_not_depend_on_the_order():
 
 def test_errors_do_not_depend_on_the_number_of_processes():
     """Each takes its share; sums add up, and no structure counts twice."""
-    shares = [sums_over(list(EvaluationBatches(TABLE, 2, rank=rank, num_processes=5))) for rank in range(5)]
+    shares = [sums_over(list(EvaluationBatches(TABLE, 5, rank=rank, num_processes=5))) for rank in range(5)]
     together = ErrorSums(len(STRUCTURES.subset_names))
     together.by_subset = torch.stack([share.by_subset for share in shares]).sum(0)
     together.by_element = torch.stack([share.by_element for share in shares]).sum(0)

@@ -118,9 +118,13 @@ def test_no_validation_counts_during_the_warm_up():
 
 def test_the_rate_does_not_fall_below_its_minimum_and_says_so():
     rate = rate_of(ReduceOnPlateau(warmup_steps=0, patience=1, min_learning_rate=FULL_RATE / 3))
-    assert rate.in_words() == "plateau 0/1, next lr 1.0e-02"
+    assert rate.in_words() == "plateau 0/1 at 0.1 %, next lr 1.0e-02"
+    said = []
     for _ in range(6):
         rate.after_validation(1.0, 1)
+        said.append(rate.in_words())
+    assert said[1] == "lr falls to 1.0e-02, plateau 0/1 at 0.1 %, next lr 6.7e-03"
+    assert said[2] == "lr falls to 6.7e-03, lr at its minimum"
     assert rate_at(rate, 1) == pytest.approx(FULL_RATE / 3, rel=RELATIVE)
     assert rate.in_words() == "lr at its minimum"
 

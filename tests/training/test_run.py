@@ -38,9 +38,12 @@ from modelforge.train import Results, train
 from modelforge.training.checkpoint import load_checkpoint
 from modelforge.training.compilation import StepCompiler
 from modelforge.training.eager_step import EagerStep, StepResult
-from modelforge.training.keeper import Interrupted, NotFinite
+from modelforge.training.keeper import Interrupted
 from modelforge.training.listener import Listener, Validation
 from modelforge.training.loss import weights_of
+from modelforge.training.not_finite import NotFinite
+from modelforge.training.task import TrainingTask
+from modelforge.training.validation import LEDGER_STRUCTURES
 
 NUM_TRAIN, NUM_VALIDATION, BATCH_SIZE, EPOCHS = 32, 8, 5, 6
 STEPS_PER_EPOCH = 7  # 32 structures in fives, the last batch has two
@@ -95,9 +98,10 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def run(data: Path, folder: Path, *overrides: str) -> Results:
+def run(data: Path, folder: Path, *overrides: str, with_rehearsal: bool = True) -> Results:
     console = Console(file=io.StringIO(), width=200)
-    return train(load(data / "x.toml", [f"runtime.run_folder={folder}", *overrides]), console)
+    loaded = load(data / "x.toml", [f"runtime.run_folder={folder}", *overrides])
+    return train(loaded, console, with_rehearsal=with_rehearsal)
 
 
 @pytest.fixture(scope="session")
@@ -147,9 +151,10 @@ def assert_same_run(one: Path, other: Path) -> None:
     for name in ("last.ckpt", "best.ckpt"):
         mine, theirs = checkpoint(one, name), checkpoint(other, name)
         assert_same_bits(mine["task"], theirs["task"])
-        for state in (mine["keeper"], theirs["keeper"]):
+        for state in (mine["progress"], theirs["progress"]):
             del state["seconds"]
-        assert_same_bits(mine["keeper"], theirs["keeper"])
+        assert_same_bits(mine["progress"], theirs["progress"])
+        assert_same_bits(mine["best"], theirs["best"])
 
 
 # What a run leaves
@@ -161,13 +166,13 @@ def test_the_loss_falls(data: Path, tmp_path: Path, name: str):
     run(data, tmp_path / "run", f"potential.name={name}", *longer)
     table = rows(tmp_path / "run")
     for column in ("train/loss", "val/loss"):
-        assert float(table[-1][column]) < 0.4 * float(table[0][column])
+        assert float(table[-1][column]) < 0.4 * float(table[1][column])
     assert float(table[-1]["val/forces_rmse_mev_per_angstrom"]) < 0.6 * float(table[0]["val/forces_rmse_mev_per_angstrom"])
 
 
 def test_a_validation_is_a_row_and_the_plateau_lowers_the_rate(finished: Path):
     table = rows(finished)
-    assert [int(row["step"]) for row in table] == [STEPS_PER_EPOCH * (epoch + 1) for epoch in range(EPOCHS)]
+    assert [int(row["step"]) for row in table] == [STEPS_PER_EPOCH * epoch for epoch in range(EPOCHS + 1)]
     rates = [float(row["learning_rate"]) for row in table]
     assert rates[0] == 0.01
     assert set(rates) & {0.005, 0.0025, 0.00125}, "the tests of interruptions need a plateau"
@@ -356,6 +361,43 @@ def test_a_signal_in_the_last_step_does_not_lose_the_end_of_the_run(data, finish
     assert_same_run(finished, tmp_path / "run")
 
 
+class SignalInValidation:
+    """A callback that sends this process a signal within some validations, by their number."""
+
+    def __init__(self, *numbers: int, number: int = signal.SIGTERM) -> None:
+        self.numbers, self.number, self.seen = set(numbers), number, 0
+
+    def before(self) -> None:
+        if self.seen in self.numbers:
+            os.kill(os.getpid(), self.number)
+        self.seen += 1
+
+
+@pytest.mark.parametrize("numbers", [(0,), (1,), (2, 3), (EPOCHS,), (0, 1, 4)], ids=str)
+def test_an_interruption_within_a_validation_leaves_no_trace(data, finished, tmp_path, monkeypatch, numbers: Sequence[int]):
+    """A validation has two batches here; the run stops between them, and the next start begins with that validation."""
+    overrides = ("training.evaluation_batch_size=5",)
+    whole = tmp_path / "whole"
+    run(data, whole, *overrides)
+    signals, real = SignalInValidation(*numbers), TrainingTask.validation_step
+
+    def validation_step(self: TrainingTask, batch: Batch, batch_idx: int) -> None:
+        if batch_idx == 0:
+            signals.before()
+        real(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingTask, "validation_step", validation_step)
+    stops = []
+    while not (tmp_path / "run" / "results.json").exists():
+        try:
+            run(data, tmp_path / "run", *overrides)
+        except Interrupted as stop:
+            stops.append(str(stop))
+    assert len(stops) == len(numbers)
+    assert all("SIGTERM in the validation after step" in stop for stop in stops)
+    assert_same_run(whole, tmp_path / "run")
+
+
 @pytest.mark.parametrize("steps", [(1,), (MIDDLE, MIDDLE + 1), (LAST_OF_EPOCH - 1,)], ids=str)
 def test_an_interruption_while_gradients_are_summed_up_leaves_no_trace(data, tmp_path, monkeypatch, steps):
     overrides = ("training.accumulate_batches=3", "training.max_epochs=3")
@@ -368,9 +410,93 @@ def test_an_interruption_between_rare_validations_leaves_no_trace(data, tmp_path
     """Validations each 11 batches do not fall together with the ends of epochs."""
     overrides = ("training.validate_every_steps=11", "training.max_epochs=3")
     run(data, tmp_path / "whole", *overrides)
-    assert [int(row["step"]) for row in rows(tmp_path / "whole")] == [11, 21]
+    assert [int(row["step"]) for row in rows(tmp_path / "whole")] == [0, 11, 21]
     assert run_with(SignalAt(9, 15), monkeypatch, data, tmp_path / "run", *overrides) == 2
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+SECOND_STAGE = (
+    "training.second_stage.start_epoch=2.5",
+    "training.second_stage.learning_rate=0.003",
+    "training.second_stage.energy_weight=50",
+    "training.loss.forces_schedule.name='linear'",
+    "training.loss.forces_schedule.end_epoch=2",
+)
+
+
+def test_a_second_stage_has_its_own_rate_weights_average_and_best(data, tmp_path, monkeypatch):
+    """And an interruption anywhere in it leaves no trace."""
+    whole = tmp_path / "whole"
+    run(data, whole, *SECOND_STAGE)
+    table = rows(whole)
+    weights = [(float(row["loss/energy_weight"]), float(row["loss/forces_weight"])) for row in table]
+    assert weights == [(1, 0), (1, 50), (1, 100), (1, 100), (50, 100), (50, 100), (50, 100)]
+    assert [float(row["learning_rate"]) for row in table[4:]] == [0.003] * 3
+    assert "second stage from epoch 3 on (second_stage.start_epoch (2.5) reached)" in (whole / "log.txt").read_text()
+    later = min(table[4:], key=lambda row: float(row["val/loss"]))
+    assert results(whole)["weights"] == f"best epoch {float(later['epoch']):g} of the second stage, SWA"
+    earlier = load_potential(whole / "potential_first_stage.safetensors")
+    assert earlier.weights == f"best epoch {float(min(table[:4], key=lambda row: float(row['val/loss']))['epoch']):g}, EMA"
+    before_the_switch = 3 * STEPS_PER_EPOCH - 1
+    for steps in ((before_the_switch,), (before_the_switch + 1,), (before_the_switch + 3, LAST - 1)):
+        folder = tmp_path / str(steps)
+        assert run_with(SignalAt(*steps), monkeypatch, data, folder, *SECOND_STAGE) == len(steps)
+        assert_same_run(whole, folder)
+
+
+def test_the_plain_mean_of_the_second_stage_is_that_of_the_weights_after_its_steps(data, tmp_path, monkeypatch):
+    seen: list[torch.Tensor] = []
+    real = TrainingTask.optimizer_step
+
+    def optimizer_step(self: TrainingTask, *arguments: object, **options: object) -> None:
+        real(self, *arguments, **options)
+        if self.is_second_stage:
+            seen.append(torch.cat([weight.detach().flatten().clone() for weight in self.model.parameters()]))
+
+    monkeypatch.setattr(TrainingTask, "optimizer_step", optimizer_step)
+    run(data, tmp_path / "run", *SECOND_STAGE, "training.max_epochs=4")
+    assert len(seen) == STEPS_PER_EPOCH
+    found = checkpoint(tmp_path / "run", "last.ckpt")["task"]["averaged_weights"]
+    averaged = torch.cat([weight.flatten() for weight in found.values()])
+    torch.testing.assert_close(averaged, torch.stack(seen).double().mean(0).float(), rtol=1e-5, atol=1e-6)
+
+
+def test_early_stopping_of_the_first_stage_leads_to_the_second(data: Path, tmp_path: Path):
+    early = ("training.early_stopping.patience=1", "training.early_stopping.threshold=0.9")
+    run(data, tmp_path / "run", *SECOND_STAGE, *early, "training.second_stage.start_epoch=5")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "second stage from epoch 1 on (early stopping: no improvement of the validation loss in 1 validations)" in log
+    found = results(tmp_path / "run")
+    assert found["reason"] == "early stopping: no improvement of the validation loss in 1 validations"
+    assert [row["step"] for row in rows(tmp_path / "run")] == ["0", "7", "14", "21"]  # the stage's first improves on nothing
+
+
+def test_a_weight_that_ramps_up_from_zero_trains(data: Path, tmp_path: Path):
+    """A gradient of zero in the first step must not set the limit of all later ones."""
+    ramp = ("training.loss.energy_schedule.name='linear'", "training.loss.energy_schedule.end_epoch=2")
+    fixed = ("training.loss.forces_weight=0.0", "training.loss.energy_weight=10.0", "training.max_epochs=12")
+    run(data, tmp_path / "ramp", *ramp, *fixed)
+    table = rows(tmp_path / "ramp")
+    assert [float(row["loss/energy_weight"]) for row in table[:4]] == [0, 5, 10, 10]
+    assert float(table[-1]["val/energy_rmse_mev"]) < 0.9 * float(table[0]["val/energy_rmse_mev"])
+
+
+def test_the_ledger_adds_up_to_the_loss(finished: Path):
+    for row in rows(finished):
+        terms = [float(row[f"loss/{term}_weighted"]) for term in ("energy", "forces")]
+        assert sum(terms) == pytest.approx(float(row["val/loss"]), rel=1e-6)
+        shares = [float(row[f"loss/{term}_gradient_share"]) for term in ("energy", "forces")]
+        assert sum(shares) == pytest.approx(1, rel=1e-6)
+    log = (finished / "log.txt").read_text()
+    assert "loss = w_energy mean(square(dE / sqrt(N))) over structures" in log
+    assert "loss terms at step 0 (validation): energy " in log
+
+
+def test_the_length_of_a_run_whose_rates_follow_from_it_is_fixed(data: Path, tmp_path: Path):
+    cosine = "training.lr_scheduler={name='cosine'}"
+    run(data, tmp_path / "run", cosine, "training.max_epochs=1")
+    with pytest.raises(UserError, match=r"training\.max_epochs: was 1, is 2"):
+        run(data, tmp_path / "run", cosine, "training.max_epochs=2")
 
 
 def test_a_finished_run_that_gets_more_epochs_equals_one_that_had_them(data, finished, tmp_path):
@@ -383,8 +509,8 @@ def test_the_time_limit_ends_a_run_with_a_validation_and_a_test(data: Path, tmp_
     run(data, tmp_path / "run", "training.max_time='00:00:00'")
     found = results(tmp_path / "run")
     assert found["reason"] == "max_time (00:00:00) reached"
-    assert found["steps"] < STEPS_PER_EPOCH
-    assert [int(row["step"]) for row in rows(tmp_path / "run")] == [found["steps"]]
+    assert found["steps"] == 0
+    assert [int(row["step"]) for row in rows(tmp_path / "run")] == [0]
     assert found["metrics"]["hot"]["num_structures"] == 10
 
 
@@ -392,7 +518,7 @@ def test_early_stopping_ends_a_run_after_its_patience(data: Path, tmp_path: Path
     run(data, tmp_path / "run", "training.early_stopping.patience=2", "training.early_stopping.threshold=0.9")
     found = results(tmp_path / "run")
     assert "early stopping" in found["reason"]
-    assert len(rows(tmp_path / "run")) == 3
+    assert len(rows(tmp_path / "run")) == 3  # the first improves on nothing, two do not improve enough
 
 
 def test_a_run_that_is_cut_between_its_end_and_its_test_is_only_tested(data: Path, tmp_path: Path):
@@ -514,14 +640,16 @@ def test_the_first_step_that_is_not_finite_is_named_with_its_structures(data, tm
 
     def faulty(self: EagerStep, batch: Batch, weights: torch.Tensor) -> StepResult:
         result = real(self, batch, weights)
+        if batch.graph.num_structures == LEDGER_STRUCTURES:
+            return result
         calls.append(len(calls))
-        nan = torch.tensor([0.0, float("nan")])
-        return replace(result, loss=result.loss + nan.sum(), terms=result.terms + nan) if calls[-1] == fault else result
+        nan = torch.tensor([[0.0, 0.0], [float("nan"), 0.0]])
+        return replace(result, loss=result.loss + nan.sum(), sums=result.sums + nan) if calls[-1] == fault else result
 
     monkeypatch.setattr(EagerStep, "__call__", faulty)
     with pytest.raises(NotFinite, match=rf"^the forces term of the loss is not finite at step {fault}\. ") as caught:
-        run(data, tmp_path / "run")
-    assert len(ase.io.read(tmp_path / "run" / "not_finite_0.extxyz", ":")) == BATCH_SIZE
+        run(data, tmp_path / "run", with_rehearsal=False)
+    assert len(ase.io.read(tmp_path / "run" / "not_finite.extxyz", ":")) == BATCH_SIZE
     experiment = load(data / "x.toml").experiment
     prepared = prepare(experiment.dataset, weights=weights_of(experiment.training.loss))
     expected = run_batches(experiment, prepared).structures_of_step(fault).tolist()

@@ -75,7 +75,7 @@ def test_loss_terms_predictions_and_gradients_agree_one_by_one(compiled: Compile
     sample = batch(num_structures, dtype)
     results = [step(sample, weights(dtype)) for step in (compiled, compiled.eager)]
     gradients = [torch.autograd.grad(3 * result.loss, compiled.parameters) for result in results]
-    pairs = [(result.loss, result.terms, *vars(result.prediction).values()) for result in results]
+    pairs = [(result.loss, result.sums, *vars(result.prediction).values()) for result in results]
     for got, expected in zip((*pairs[0], *gradients[0]), (*pairs[1], *gradients[1]), strict=True):
         size = expected.detach().nan_to_num().abs().max().clamp(min=1e-6)
         torch.testing.assert_close(got / size, expected / size, rtol=0, atol=TOLERANCE[dtype], equal_nan=True)
@@ -133,7 +133,7 @@ def distorted(change: str) -> type:
             loss = result.loss * 1.01 if change == "loss" else result.loss
             if change == "nan gradients":
                 loss = loss + (0.0 * self.parameters[0].sum()).sqrt()
-            return StepResult(loss, result.terms, result.prediction)
+            return StepResult(loss, result.sums, result.prediction)
 
     return Distorted
 

@@ -43,26 +43,16 @@ class PackedOrder:
     """Which structures make up the batch of each step, within budgets; epoch after epoch every structure comes once.
 
     A pure function of the seed and the step, with the same interface as `BatchOrder`. The number of steps follows from the
-    sizes and the budgets alone. With several processes each takes one of the `num_processes` batches of a step, which are
-    about equally full. A structure that alone exceeds a budget is a batch of its own, and only in such a batch is a budget
-    exceeded. Every process has a structure in every step: only where each batch is a single structure, and their number is
-    no multiple of `num_processes`, are some structures repeated (fewer than `num_processes`) to complete the last step.
+    sizes and the budgets alone. A structure that alone exceeds a budget is a batch of its own, and only in such a batch is a
+    budget exceeded.
 
     A budget of None does not limit; then structures that take nothing of the other are dealt to all batches in turn.
     """
 
     def __init__(
-        self,
-        num_edges: Integers,
-        num_atoms: Integers,
-        *,
-        max_edges: int | None,
-        max_atoms: int | None,
-        seed: int,
-        rank: int = 0,
-        num_processes: int = 1,
+        self, num_edges: Integers, num_atoms: Integers, *, max_edges: int | None, max_atoms: int | None, seed: int
     ) -> None:
-        self.seed, self.rank, self.num_processes = seed, rank, num_processes
+        self.seed = seed
         self._shares = budget_shares(num_edges, num_atoms, max_edges=max_edges, max_atoms=max_atoms)
         fits = self._shares.taken.max(axis=0) <= self._shares.full  # (S,)
         self._packed, self._oversized = np.flatnonzero(fits), np.flatnonzero(~fits)  # (N,), (S - N,)
@@ -83,45 +73,30 @@ class PackedOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that each process sees in an epoch."""
-        return (self._num_batches + len(self._oversized)) // self.num_processes
+        """Batches in an epoch."""
+        return self._num_batches + len(self._oversized)
 
     def epoch(self, epoch: int) -> list[Tensor]:
-        """The batches of an epoch for this process, in order: int64 indices of structures."""
+        """The batches of an epoch, in order: int64 indices of structures."""
         if self._last is None or self._last[0] != epoch:  # a long epoch is asked for again after each validation in it
             self._last = epoch, self._epoch(epoch)
         return self._last[1]
 
     def _epoch(self, epoch: int) -> list[Tensor]:
         random = self._random(epoch)
-        structures, packing = self._with_all(self._packing(random), random)
-        schedule = shuffled_steps(packing.filled, self.num_processes, random)  # (steps, num_processes)
-        step_of = np.full(len(packing.filled), -1)  # (B,), -1 for the batches of other processes
-        step_of[schedule[:, self.rank]] = np.arange(len(schedule))
-        steps = step_of[packing.batch_of]
-        chosen = np.argsort(steps, kind="stable")[np.count_nonzero(steps < 0) :]
-        return list(torch.split(torch.from_numpy(structures[chosen]), np.bincount(steps[chosen]).tolist()))
+        batch_of = np.empty(self.num_structures, dtype=np.int64)
+        batch_of[self._packed] = self._packing(random).batch_of
+        batch_of[self._oversized] = self._num_batches + np.arange(len(self._oversized))
+        steps = random.permutation(self.steps_per_epoch)[batch_of]
+        return list(torch.split(torch.from_numpy(np.argsort(steps, kind="stable")), np.bincount(steps).tolist()))
 
     def efficiency(self, epoch: int = 0) -> float:
-        """Mean over the batches of all processes of the part of the tighter budget that is used; 1 for an oversized one."""
-        random = self._random(epoch)
-        _, packing = self._with_all(self._packing(random), random)
-        return float((packing.filled / self._shares.full).clip(max=1.0).mean())
+        """Mean over the batches of the part of the tighter budget that is used; 1 for an oversized one."""
+        used = self._packing(self._random(epoch)).filled / self._shares.full
+        return float((used.sum() + len(self._oversized)) / self.steps_per_epoch)
 
     def _random(self, epoch: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, 0x0C, epoch])
-
-    def _with_all(self, packing: Packing, random: np.random.Generator) -> tuple[Integers, Packing]:
-        """With the oversized structures, and with some again where batches are empty: structures and their packing."""
-        sizes = self._shares.taken.max(axis=0)  # (S,)
-        batch_of = np.empty(self.num_structures, dtype=np.int64)
-        batch_of[self._packed] = packing.batch_of
-        batch_of[self._oversized] = self._num_batches + np.arange(len(self._oversized))
-        filled = np.concatenate([packing.filled, sizes[self._oversized]])  # (B,)
-        empty = np.flatnonzero(np.bincount(batch_of, minlength=len(filled)) == 0)
-        again = np.resize(random.permutation(self.num_structures), len(empty))
-        filled[empty] = sizes[again]
-        return np.append(np.arange(self.num_structures), again), Packing(np.append(batch_of, empty), filled)
 
     def _packing(self, random: np.random.Generator) -> Packing:
         """A random packing within the budgets: repaired in part, else anew in ever stricter order of size.
@@ -163,13 +138,13 @@ class PackedOrder:
 
     def _smallest_number_of_batches(self) -> int:
         """The fewest for which the tight packing fits, or up to 5 % more where random packings would hardly ever fit."""
-        candidate, fewest = self._whole_steps(fewest_batches(self._taken, self._shares.full)), None
+        candidate, fewest = fewest_batches(self._taken, self._shares.full), None
         while fewest is None or candidate <= fewest + fewest // 20:
             if self._fits(candidate):
                 if self._mostly_fits_at_random(candidate):
                     return candidate
                 fewest = fewest or candidate
-            candidate = self._whole_steps(candidate + 1 + candidate // 100)
+            candidate = min(candidate + 1 + candidate // 100, len(self._packed))  # with as many all fit, and none is empty
         return fewest
 
     def _fits(self, num_batches: int) -> bool:
@@ -184,33 +159,19 @@ class PackedOrder:
         order = shuffled(self._coarse, np.random.default_rng(0))  # not the seed of the run: the steps shall not depend on it
         return bool(self._is_over(packed(self._taken, order, num_batches)).sum() <= num_batches // 4)
 
-    def _whole_steps(self, num_batches: int) -> int:
-        """The next number of batches that together with the oversized ones gives each process as many."""
-        return num_batches + -(num_batches + len(self._oversized)) % self.num_processes
-
 
 def evaluation_batches(
-    num_edges: Integers,
-    num_atoms: Integers,
-    *,
-    max_edges: int | None,
-    max_atoms: int | None,
-    rank: int = 0,
-    num_processes: int = 1,
+    num_edges: Integers, num_atoms: Integers, *, max_edges: int | None, max_atoms: int | None
 ) -> list[Tensor]:
-    """The share of one process of all structures, in file order, in batches within the budgets; none is seen twice.
-
-    A process takes every `num_processes`-th structure, so with few structures it may have no batch. A structure that alone
-    exceeds a budget is a batch of its own.
-    """
+    """All structures, in file order, in batches within the budgets; one that alone exceeds a budget is a batch of its own."""
     shares = budget_shares(num_edges, num_atoms, max_edges=max_edges, max_atoms=max_atoms)
-    chosen = np.arange(shares.taken.shape[1])[rank::num_processes]
-    before = np.pad(np.cumsum(shares.taken[:, chosen], axis=1), [(0, 0), (1, 0)])  # (2, M + 1)
+    num_structures = shares.taken.shape[1]
+    before = np.pad(np.cumsum(shares.taken, axis=1), [(0, 0), (1, 0)])  # (2, S + 1)
     batches, start = [], 0
-    while start < len(chosen):
+    while start < num_structures:
         ends = [np.searchsorted(row, row[start] + shares.full, side="right") - 1 for row in before]
         end = max(start + 1, int(min(ends)))
-        batches.append(torch.from_numpy(chosen[start:end].copy()))
+        batches.append(torch.arange(start, end))
         start = end
     return batches
 
@@ -282,10 +243,3 @@ def packed(taken: Integers, order: Integers, num_batches: int) -> Packing:
     batch_of[order_of_some] = chosen
     batch_of[order_of_none] = (len(order_of_some) + np.arange(len(order_of_none))) % max(1, num_batches)
     return Packing(batch_of, np.maximum(edges, atoms).astype(np.int64))
-
-
-def shuffled_steps(filled: Integers, num_processes: int, random: np.random.Generator) -> Integers:
-    """Batches for each step and process: about equally full ones in a step, at random else, (B,) -> (steps, processes)."""
-    steps = np.argsort(-filled, kind="stable").reshape(-1, num_processes)
-    steps = random.permuted(steps, axis=1)
-    return random.permutation(steps, axis=0)

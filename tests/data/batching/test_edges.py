@@ -274,30 +274,22 @@ def test_a_batch_is_its_structures_one_by_one(chosen: list[int]):
     for name, tensor in together.items():
         shifts = before[counted[name]] if name in counted else np.zeros(len(chosen), dtype=np.int64)
         parts = [single[name] + int(shift) if shift else single[name] for single, shift in zip(singles, shifts, strict=True)]
-        expected = torch.cat(parts, dim=1 if name == "edge_index" else 0)
+        expected = sum(parts) if name == "label_counts" else torch.cat(parts, dim=1 if name == "edge_index" else 0)
         assert tensor.dtype == expected.dtype, name
         assert torch.equal(tensor.nan_to_num(-7.0), expected.nan_to_num(-7.0)), name
 
 
-SHAPES = {"num": st.integers(1, 60), "batch_size": st.integers(1, 70), "ranks": st.integers(1, 9), "epoch": st.integers(0, 5)}
+SHAPES = {"num": st.integers(1, 60), "batch_size": st.integers(1, 70), "epoch": st.integers(0, 5)}
 
 
 @PROPERTY
 @given(seed=st.integers(0, 2**31), **SHAPES)
-def test_all_ranks_together_see_each_structure_once_an_epoch(num: int, batch_size: int, ranks: int, epoch: int, seed: int):
-    orders = [BatchOrder(num, batch_size, seed=seed, rank=rank, num_processes=ranks) for rank in range(ranks)]
-    shares = [order.epoch(epoch) for order in orders]
-    assert {len(share) for share in shares} == {order.steps_per_epoch for order in orders}
-    seen: list[int] = []
-    for step in range(orders[0].steps_per_epoch):
-        parts = [share[step].tolist() for share in shares]
-        assert all(1 <= len(part) <= batch_size for part in parts), "no process waits for another"
-        together = [place for part in parts for place in part]
-        if len(together) > len(set(together)):
-            assert len(together) == ranks > len(set(together)), "repeated only where a process would have none"
-            together = sorted(set(together))
-        seen += together
-    assert sorted(seen) == list(range(num))
+def test_the_batches_of_an_epoch_hold_each_structure_once(num: int, batch_size: int, epoch: int, seed: int):
+    order = BatchOrder(num, batch_size, seed=seed)
+    batches = [batch.tolist() for batch in order.epoch(epoch)]
+    assert len(batches) == order.steps_per_epoch
+    assert all(1 <= len(batch) <= batch_size for batch in batches)
+    assert sorted(place for batch in batches for place in batch) == list(range(num))
 
 
 @PROPERTY
@@ -308,9 +300,9 @@ def test_evaluation_sees_each_member_once(batch_size: int, ranks: int, members: 
         share = {"rank": rank, "num_processes": ranks, "members": torch.tensor(members)}
         batches = EvaluationBatches(TABLE, batch_size, **share)
         found = [batch.indices.tolist() for batch in batches]
-        assert len(batches) == len(found)
+        assert len(batches) == len(found) >= 1
         assert all(1 <= len(batch) <= batch_size for batch in found)
-        seen += [place for batch in found for place in batch]
+        seen += [place for batch in found for place in batch if place >= 0]
     assert sorted(seen) == sorted(members)
 
 

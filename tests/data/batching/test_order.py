@@ -1,4 +1,4 @@
-"""The order of batches: every structure once an epoch, a function of seed and step alone, shared by processes."""
+"""The order of batches: every structure once an epoch, a function of seed and step alone, shared out to processes."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -22,8 +22,8 @@ def chained(parts: Iterable[list[T]]) -> list[T]:
     return list(chain.from_iterable(parts))
 
 
-def indices(order: BatchOrder, first_step: int, last_step: int) -> list[list[int]]:
-    batches = TrainingBatches(TABLE, order, first_step=first_step, last_step=last_step)
+def indices(order: BatchOrder, first_step: int, last_step: int, **process: int) -> list[list[int]]:
+    batches = TrainingBatches(TABLE, order, first_step=first_step, last_step=last_step, **process)
     found = [batch.indices.tolist() for batch in batches]
     assert len(found) == len(batches) == last_step - first_step
     return found
@@ -63,17 +63,16 @@ def test_a_stretch_may_span_several_epochs():
 
 @pytest.mark.parametrize("num_processes", [2, 3, 5])
 def test_processes_share_each_batch_without_overlap(num_processes: int):
-    ranks = [BatchOrder(NUM, 2, seed=0, rank=rank, num_processes=num_processes) for rank in range(num_processes)]
-    alone = BatchOrder(NUM, 2 * num_processes, seed=0)
-    steps = alone.steps_per_epoch
-    assert {order.steps_per_epoch for order in ranks} == {steps}
-    shares = [indices(order, 0, steps) for order in ranks]
-    for step, whole in enumerate(indices(alone, 0, steps)):
-        parts = chained(share[step] for share in shares)
-        assert set(parts) == set(whole)
-        assert all(share[step] for share in shares), "a process without a batch would leave the others waiting"
-        if len(whole) >= num_processes:
-            assert len(parts) == len(whole)
+    order = BatchOrder(NUM, 4, seed=0)
+    steps = order.steps_per_epoch
+    shares = [indices(order, 0, steps, rank=rank, num_processes=num_processes) for rank in range(num_processes)]
+    for step, whole in enumerate(indices(order, 0, steps)):
+        parts = [share[step] for share in shares]
+        own = [part for part in parts if part != [-1]]
+        assert all(parts), "a process without a batch would leave the others waiting"
+        assert sorted(chained(own)) == sorted(whole)
+        assert len(own) == min(num_processes, len(whole))
+        assert all(part == [place for place in whole if place in part] for part in own), "in the order of the batch"
 
 
 @pytest.mark.parametrize(("batch_size", "num_processes"), [(1, 1), (4, 1), (64, 1), (2, 3), (64, 30)])
@@ -82,7 +81,12 @@ def test_evaluation_sees_every_structure_exactly_once(batch_size: int, num_proce
     for rank in range(num_processes):
         batches = EvaluationBatches(TABLE, batch_size, rank=rank, num_processes=num_processes)
         found = [batch.indices.tolist() for batch in batches]
-        assert len(found) == len(batches)
-        assert all(0 < len(batch) <= batch_size for batch in found)
-        seen += chained(found)
+        assert len(found) == len(batches) > 0
+        assert all(0 < len(batch) <= -(-batch_size // num_processes) for batch in found)
+        assert batches.is_stand_in == (rank >= min(batch_size, NUM)) == (found == [[-1]])
+        seen += [] if batches.is_stand_in else chained(found)
     assert sorted(seen) == list(range(NUM))
+
+
+def test_one_process_evaluates_in_the_order_of_the_set():
+    assert chained([batch.indices.tolist() for batch in EvaluationBatches(TABLE, 4)]) == list(range(NUM))
