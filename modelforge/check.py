@@ -22,7 +22,7 @@ from modelforge.run_folder import RunFolder
 from modelforge.training.eager_step import EagerStep
 from modelforge.training.loss import weights_of
 from modelforge.training.precision import matmul_precision
-from modelforge.training.trainer import accelerator_of
+from modelforge.training.runtime import accelerator_of
 
 TIMED_STEPS = 3
 OVERHEAD = 1.3  # measured: optimizer, averages and metrics on top of a step

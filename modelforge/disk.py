@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modelforge.errors import RunFailure, UserError
+from modelforge.errors import RunFailure
 from modelforge.run_folder import RunFolder
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -33,29 +33,21 @@ REMEDIES = {
 def disk_failures_told(folder: RunFolder) -> Iterator[None]:
     """An error of the disk below the run folder becomes a `RunFailure`; files are replaced whole, so the last ones are good."""
     hook = threading.excepthook
-    threading.excepthook = lambda failed: None if _of_the_disk(failed.exc_value, folder) else hook(failed)
+    # TensorBoard writes in a thread, and raises its error again where the run closes it: it is told there.
+    threading.excepthook = lambda failed: None if _concerns(failed.exc_value, folder) else hook(failed)
     try:
         yield
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        if (failure := _of_the_disk(error, folder)) is None:
+    except OSError as error:
+        if not _concerns(error, folder):
             raise
-        raise RunFailure(_in_words(folder, failure)) from error
+        raise RunFailure(_in_words(folder, error)) from error
     finally:
         threading.excepthook = hook
 
 
-def _of_the_disk(error: BaseException | None, folder: RunFolder) -> OSError | None:
-    """The error of the disk behind an error: TensorBoard's thread hands it on to Lightning, which makes a ValueError of it."""
-    while error is not None:
-        if isinstance(error, OSError) and _concerns(error, folder):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _concerns(error: OSError, folder: RunFolder) -> bool:
+def _concerns(error: BaseException | None, folder: RunFolder) -> bool:
+    if not isinstance(error, OSError):
+        return False
     if error.filename is None:
         return error.errno in FULL
     return error.errno in REMEDIES and Path(os.fsdecode(error.filename)).is_relative_to(folder.path)

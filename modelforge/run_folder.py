@@ -215,7 +215,14 @@ def _decisive(experiment: Experiment) -> Settings:
     fixed: tuple[str, ...] = FIXED_RUNTIME_KEYS
     if isinstance(experiment.training.lr_scheduler, CosineDecay):  # its rates follow from the length of the run
         fixed += ("training.max_epochs", "training.max_steps")
-    return {key: value for key, value in flat.items() if key in fixed or not key.startswith(FREE_KEYS)}
+    return {key: _named(value) for key, value in flat.items() if key in fixed or not key.startswith(FREE_KEYS)}
+
+
+def _named(value: object) -> object:
+    """A path by its name alone: a project may be moved, and whether the data are the same is told by their hash."""
+    if isinstance(value, tuple | list):
+        return tuple(_named(entry) for entry in value)
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -44,9 +44,10 @@ from modelforge.training.not_finite import NotFinite
 from modelforge.training.precision import ForceDifference, difference_in_words, force_difference, matmul_precision
 from modelforge.training.processes import introduce
 from modelforge.training.progress import BestWeights
+from modelforge.training.runtime import device_note
 from modelforge.training.stretches import next_stretch, num_stretches
 from modelforge.training.task import TrainingTask
-from modelforge.training.trainer import build_trainer, device_note, reason_not_to_compile
+from modelforge.training.trainer import build_trainer, reason_not_to_compile
 
 MOST_PLACES = 8  # structures that a message names
 PRECISION_STRUCTURES = 8  # whose forces are compared with those in float64
@@ -133,6 +134,7 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         num_subsets=len(data.structures.subset_names),
+        num_processes=trainer.world_size,
         scaled_gradients=runtime.precision == "16-mixed",
     )
     keeper = RunKeeper(

@@ -69,6 +69,7 @@ def _keep(path: Path, previous: Path) -> None:
     try:
         os.link(path, link)
         os.replace(link, previous)
+        link.unlink(missing_ok=True)  # renaming does nothing where both are the same file already, as after a kill just here
     except OSError:  # no such links here
         os.replace(path, previous)
 

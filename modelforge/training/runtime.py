@@ -84,3 +84,17 @@ class RuntimeSection(Section):
 def dtype_of(runtime: RuntimeSection) -> torch.dtype:
     """The floating point type of weights and data."""
     return torch.float64 if runtime.precision == "64-true" else torch.float32
+
+
+def accelerator_of(runtime: RuntimeSection) -> Literal["cpu", "cuda"]:
+    """The kind of device that a run takes: one that has float64, in which errors are added up."""
+    if runtime.accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cpu" if runtime.accelerator == "cpu" else "cuda"
+
+
+def device_note(runtime: RuntimeSection) -> str | None:
+    """Why a GPU that is there is not used, or None."""
+    if runtime.accelerator == "auto" and torch.backends.mps.is_available() and not torch.cuda.is_available():
+        return "this Mac's GPU (MPS) is not used, as it has no float64; the run takes the CPU"
+    return None

@@ -54,11 +54,12 @@ class TrainingTask(pl.LightningModule):
         steps_per_epoch: int,
         total_steps: int,
         num_subsets: int = 1,
+        num_processes: int = 1,
         scaled_gradients: bool = False,
     ) -> None:
         """`scaled_gradients`: a scaler tries gradients that overflow, and leaves such steps out."""
         super().__init__()
-        self.scaled_gradients = scaled_gradients
+        self.scaled_gradients, self.num_processes = scaled_gradients, num_processes
         self.model, self.section, self.compiler = model, section, compiler
         self.loss = section.widest_loss
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
@@ -107,7 +108,7 @@ class TrainingTask(pl.LightningModule):
         Times the number of processes and of accumulated batches, as DDP and the Trainer divide by these.
         """
         self._set_loss_weights()
-        parts = self.trainer.world_size * self.section.accumulate_batches
+        parts = self.num_processes * self.section.accumulate_batches
         return self.loss_weights * parts / term_counts(self.loss, batch.label_counts)
 
     def _set_loss_weights(self) -> None:
@@ -181,7 +182,7 @@ class TrainingTask(pl.LightningModule):
 
     def over_processes(self, sums: Tensor) -> Tensor:
         """Sums over all processes."""
-        return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum") if self.trainer.world_size > 1 else sums
+        return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum") if self.num_processes > 1 else sums
 
     def product_weights(self) -> dict[str, Tensor]:
         """Buffers and averaged weights, copied."""

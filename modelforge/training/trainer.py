@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from typing import Literal
 
 import pytorch_lightning as pl
 import torch
@@ -12,7 +11,7 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from modelforge.errors import UserError
 from modelforge.training.processes import TrainingProcesses
-from modelforge.training.runtime import RuntimeSection
+from modelforge.training.runtime import RuntimeSection, accelerator_of
 from modelforge.training.section import TrainingSection
 
 # What Lightning says about choices that are deliberate here.
@@ -81,20 +80,6 @@ def _trainer(runtime: RuntimeSection, training: TrainingSection, *, folder: str,
         )
     except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
         raise UserError(f"runtime: Lightning cannot build a trainer for these settings: {error}") from error
-
-
-def accelerator_of(runtime: RuntimeSection) -> Literal["cpu", "cuda"]:
-    """The kind of device that a run takes: one that has float64, in which errors are added up."""
-    if runtime.accelerator == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return "cpu" if runtime.accelerator == "cpu" else "cuda"
-
-
-def device_note(runtime: RuntimeSection) -> str | None:
-    """Why a GPU that is there is not used, or None."""
-    if runtime.accelerator == "auto" and torch.backends.mps.is_available() and not torch.cuda.is_available():
-        return "this Mac's GPU (MPS) is not used, as it has no float64; the run takes the CPU"
-    return None
 
 
 def reason_not_to_compile(runtime: RuntimeSection, device: torch.device) -> str | None:

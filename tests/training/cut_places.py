@@ -11,13 +11,16 @@ from pathlib import Path
 
 import modelforge.data.split
 import modelforge.final_test
+import modelforge.train
 import modelforge.training.keeper
+from modelforge.rehearsal.rehearsal import Rehearsal
 from modelforge.training.metrics_file import MetricsFile, Row
 from modelforge.training.task import TrainingTask
 
 HALF, WHOLE = "half of {} is written", "{} is in its place"
 FILES_AT_THE_END = ("hot.extxyz", "potential.safetensors", "results.json")
-IN_THE_BEGINNING = (HALF.format("split.npz"), WHOLE.format("split.npz"), "in the first validation")
+IN_THE_REHEARSAL = "in the rehearsal"
+IN_THE_BEGINNING = (HALF.format("split.npz"), WHOLE.format("split.npz"), IN_THE_REHEARSAL, "in the first validation")
 IN_THE_MIDDLE = (
     "before a batch of a validation",
     "after a batch of a validation",
@@ -53,9 +56,12 @@ class Knife:
     occurrence: int
     signals: tuple[int, ...]
     mark: Path
+    is_in_the_rehearsal: bool = False
 
     def at(self, place: str, prepare: Callable[[], None] = lambda: None) -> None:
-        """The run is at a place; `prepare` makes the files look so."""
+        """The run is at a place; `prepare` makes the files look so. All places of a rehearsal are one."""
+        if self.is_in_the_rehearsal:
+            place, prepare = IN_THE_REHEARSAL, lambda: None
         if not place or place != self.place:
             return
         self.occurrence -= 1
@@ -67,11 +73,23 @@ class Knife:
 
     def hold_over_everything(self) -> None:
         """Watch over all places in this process."""
+        self._over_the_rehearsal()
         self._over_files()
         self._over_rows()
         self._over_the_training()
         self._over_validations()
         self._over_the_test()
+
+    def _over_the_rehearsal(self) -> None:
+        real = modelforge.train.rehearse
+
+        def rehearse(run: Rehearsal) -> tuple[str, ...]:
+            self.is_in_the_rehearsal = True
+            lines = real(run)
+            self.is_in_the_rehearsal = False
+            return lines
+
+        modelforge.train.rehearse = rehearse
 
     def _over_files(self) -> None:
         real = os.replace

@@ -16,17 +16,19 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cut_places import AT_THE_END, IN_THE_BEGINNING, OF_THE_TRAINING, PLACES, SIGNALS, is_for_kill_only
+from cut_places import AT_THE_END, IN_THE_BEGINNING, IN_THE_REHEARSAL, OF_THE_TRAINING, PLACES, SIGNALS, is_for_kill_only
 from fork_server import ForkServer, Start
 from small_runs import differences, write_experiment
 
 KILL = (signal.SIGKILL,)
+REHEARSALS = 0.25  # the share of runs whose starts rehearse, which takes longer
 KILLS = 0.4  # the share of kill -9 where both are possible
 LONGEST_DETOUR = 3  # times that a run passes a place before it is cut there
+MOST_CUTS = 10  # of a run
 MOST_RUNS = 60  # from the beginning, until an experiment has its cuts
 FINISHED, STOPPED_EARLY, BY_KEYBOARD = 0, 75, 130
 BATCH = ("training.batch_size=5",)
@@ -67,9 +69,10 @@ class Cut:
     moment: float = 0.0  # between 0 and 1
 
     @property
-    def phase(self) -> int:
-        """Of a run: what comes later cannot be cut before."""
-        return 0 if self.place in IN_THE_BEGINNING else 2 if self.place in AT_THE_END else 1
+    def order(self) -> int:
+        """Beginning and end of a run are passed in the order of `PLACES`."""
+        is_fixed = self.place in (*IN_THE_BEGINNING, *AT_THE_END)
+        return PLACES.index(self.place) if is_fixed else len(IN_THE_BEGINNING)
 
     def in_words(self) -> str:
         """Signals and place."""
@@ -83,7 +86,7 @@ class Tally:
 
     num_experiments: int = 0
     num_runs: int = 0  # finished and compared
-    num_left: int = 0  # temporary files
+    num_left: int = 0  # files that the uninterrupted run does not leave
     cuts: list[Cut] = field(default_factory=list)
     endings: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -96,7 +99,7 @@ class Tally:
     @property
     def num_inside(self) -> int:
         """Cuts at places where a run keeps something."""
-        return sum(number for place, number in self.places.items() if place not in OF_THE_TRAINING)
+        return sum(number for place, number in self.places.items() if place not in (*OF_THE_TRAINING, IN_THE_REHEARSAL))
 
     def in_words(self) -> str:
         """One line, and one for all that is wrong."""
@@ -105,7 +108,7 @@ class Tally:
         line = (
             f"{len(self.cuts)} cuts of {self.num_experiments} experiments: {kills} kill -9, {len(self.cuts) - kills} signals; "
             f"{self.num_inside} in validations, checkpoints, rows, test or results, {others} at other random moments; "
-            f"{self.num_runs} runs came to their end and {same}; {self.num_left} temporary files left"
+            f"{self.num_runs} runs came to their end and {same}; {self.num_left} files left over"
         )
         return "\n".join([line, *self.wrong])
 
@@ -118,6 +121,7 @@ class Cutter:
         self.toml = write_experiment(folder)
         self.settings = tuple(itertools.chain.from_iterable(("--set", setting) for setting in settings))
         self.seconds = 0.0  # of the uninterrupted run
+        self.with_rehearsal = False
 
     def cut_and_compare(self, cuts: Sequence[Cut]) -> None:
         """Make the cuts, in as many runs as that takes; each has to equal the uninterrupted one."""
@@ -128,25 +132,25 @@ class Cutter:
         self.seconds = time.perf_counter() - begun
         for number in range(MOST_RUNS):
             run = self.folder / f"cut_{number}"
-            missed = list(self._cut(run, sorted(cuts, key=lambda cut: cut.phase)))
+            chosen, cuts = for_one_run(cuts)
+            cuts += self._cut(run, sorted(chosen, key=lambda cut: cut.order))
             self._compare(run, whole)
-            if not missed:
+            if not cuts:
                 return
-            cuts = [Cut(cut.signals, cut.place, 1, cut.moment / 2) for cut in missed]  # sooner
         self.tally.wrong.append(f"{self.folder.name}: never cut: {', '.join(cut.in_words() for cut in cuts)}")
 
-    def _cut(self, run: Path, cuts: Sequence[Cut]) -> Iterator[Cut]:
-        """Make these cuts in a run and let it come to its end; gives those that came too late."""
-        is_finished = False
-        for cut in cuts:
-            code = None if is_finished else self.start(run, cut)
-            is_finished = is_finished or code == FINISHED
-            if is_finished:
-                yield cut
-            else:
-                self._judge(run, cut, code)
-        if not is_finished and self.start(run, Cut(())) != FINISHED:
+    def _cut(self, run: Path, cuts: Sequence[Cut]) -> list[Cut]:
+        """Make these cuts in a run and let it come to its end; gives those that are still to be made."""
+        is_needed = any(cut.place == IN_THE_REHEARSAL for cut in cuts)
+        self.with_rehearsal = is_needed or self.randoms.random() < REHEARSALS
+        for number, cut in enumerate(cuts):
+            code = self.start(run, cut)
+            if code == FINISHED:  # it came too late
+                return [replace(cut, occurrence=1, moment=cut.moment / 2), *cuts[number + 1 :]]
+            self._judge(run, cut, code)
+        if self.start(run, Cut(())) != FINISHED:
             self._complain(run, "a start that was not cut failed")
+        return []
 
     def _judge(self, run: Path, cut: Cut, code: int) -> None:
         """The process is over: in one of the ways in which signals end it."""
@@ -165,7 +169,15 @@ class Cutter:
     def start(self, run: Path, cut: Cut) -> int:
         """The command until it ends, with a cut; its exit code."""
         start = Start(
-            ("train", "--config", str(self.toml), *self.settings, "--run-folder", str(run)),
+            (
+                "train",
+                *(() if self.with_rehearsal else ("--skip-rehearsal",)),
+                "--config",
+                str(self.toml),
+                *self.settings,
+                "--run-folder",
+                str(run),
+            ),
             output=str(run.with_suffix(".txt")),
             mark=str(run.with_suffix(".mark")),
             seconds_between_saves=self.randoms.choice((0.0, 0.0, 0.05)),
@@ -188,12 +200,16 @@ class Cutter:
 
     def _compare(self, run: Path, whole: Path) -> None:
         self.tally.num_runs += 1
-        self.tally.num_left += len(list(run.rglob("*.tmp")))
+        self.tally.num_left += len(_names(run) - _names(whole))
         self.tally.wrong += [f"{run}: {difference}" for difference in differences(run, whole)]
 
     def _complain(self, run: Path, what: str) -> None:
         output = run.with_suffix(".txt").read_text().splitlines()
         self.tally.wrong.append(f"{run}: {what}; it said last: {' | '.join(output[-8:])}")
+
+
+def _names(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
 def cut_runs(folder: Path, *, num_cuts: int, seed: int) -> Tally:
@@ -210,13 +226,23 @@ def cut_runs(folder: Path, *, num_cuts: int, seed: int) -> Tally:
 
 def drawn_cuts(num_cuts: int, randoms: random.Random) -> list[Cut]:
     """A little more than half of them at places, without one twice before all have come."""
-    num_inside = num_cuts // 2 + len(OF_THE_TRAINING) + 1
+    num_inside = num_cuts // 2 + num_cuts // 15  # some of them in training and rehearsal, where nothing is kept
     rounds = -(-num_inside // len(PLACES))
     places = list(itertools.chain.from_iterable(randoms.sample(PLACES, len(PLACES)) for _ in range(rounds)))[:num_inside]
     inside = [Cut(_signals(randoms, place), place, _occurrence(randoms, place)) for place in places]
     # Squared: the more often a run has been cut, the less is left of it.
     outside = [Cut(_signals(randoms), moment=(1.0 - randoms.random()) ** 2) for _ in range(num_cuts - num_inside)]
     return randoms.sample([*inside, *outside], num_cuts)
+
+
+def for_one_run(cuts: Sequence[Cut]) -> tuple[list[Cut], list[Cut]]:
+    """Cuts that one run can have, each place once, and those for other runs."""
+    chosen: list[Cut] = []
+    others: list[Cut] = []
+    for cut in cuts:
+        is_there = bool(cut.place) and cut.place in {other.place for other in chosen}
+        (others if is_there or len(chosen) == MOST_CUTS else chosen).append(cut)
+    return chosen, others
 
 
 def _signals(randoms: random.Random, place: str = "") -> tuple[int, ...]:

@@ -21,6 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_runs import differences, write_experiment
 
+from modelforge.training.checkpoint import Checkpoint, save_checkpoint
+
 NUM_CUTS = 50
 PATIENCE = 300.0  # seconds for a process to come to a moment
 
@@ -33,7 +35,7 @@ def test_50_cuts_at_random_moments_leave_no_trace(tmp_path: Path):
     assert set(tally.places) == set(PLACES), f"never cut {set(PLACES) - set(tally.places)}"
     assert tally.num_inside >= NUM_CUTS / 2
     assert tally.num_runs >= len(EXPERIMENTS)
-    assert tally.num_left == 0, "temporary files stay behind"
+    assert tally.num_left == 0, "files that the uninterrupted runs do not leave"
 
 
 def wait_until_a_validation_is_written(run: Path, process: subprocess.Popen[str]) -> None:
@@ -81,6 +83,14 @@ def test_the_command_itself_stops_and_goes_on(start: Callable[[str], subprocess.
         assert process.communicate(timeout=PATIENCE)[1] == ""
         assert process.returncode == FINISHED
     assert not list(differences(tmp_path / "cut", tmp_path / "whole"))
+
+
+def test_a_kill_just_after_the_linking_of_a_checkpoint_leaves_no_third_name(tmp_path: Path):
+    last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    save_checkpoint(last, Checkpoint(schema=1))
+    os.link(last, previous)
+    save_checkpoint(last, Checkpoint(schema=2), previous=previous)
+    assert {path.name: torch.load(path)["schema"] for path in tmp_path.iterdir()} == {"last.ckpt": 2, "previous.ckpt": 1}
 
 
 # What a signal does at a place

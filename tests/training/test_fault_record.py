@@ -27,7 +27,7 @@ def test_the_first_faulty_term_is_named_whatever_came_after():
     found = record()
     for step, terms in enumerate([GOOD, GOOD, FORCES_GONE, ALL_GONE, ALL_GONE], start=100):
         found.note_terms(step, terms)
-    assert found.first_fault() == (102, "the forces term of the loss")
+    assert found.first_fault() == (102, "the forces term of the loss", True)
 
 
 def test_a_gradient_that_is_not_finite_is_found_before_the_loss_that_it_ruins():
@@ -35,13 +35,13 @@ def test_a_gradient_that_is_not_finite_is_found_before_the_loss_that_it_ruins():
     found.note_terms(0, GOOD)
     found.note_norm(torch.tensor(float("inf")))
     found.note_terms(1, ALL_GONE)
-    assert found.first_fault() == (0, "the gradient")
+    assert found.first_fault() == (0, "the gradient", False)
 
 
 def test_several_terms_are_named_together():
     found = record()
     found.note_terms(0, ALL_GONE)
-    assert found.first_fault() == (0, "the energy and the forces term of the loss")
+    assert found.first_fault() == (0, "the energy and the forces term of the loss", True)
 
 
 def test_old_steps_are_forgotten_and_their_rows_used_again(monkeypatch: pytest.MonkeyPatch):
@@ -52,7 +52,7 @@ def test_old_steps_are_forgotten_and_their_rows_used_again(monkeypatch: pytest.M
         found.note_terms(step, GOOD)
     assert found.first_fault() is None
     found.note_terms(6, FORCES_GONE)
-    assert found.first_fault() == (6, "the forces term of the loss")
+    assert found.first_fault() == (6, "the forces term of the loss", True)
 
 
 def test_a_resumed_run_begins_anew():

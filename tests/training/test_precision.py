@@ -31,9 +31,9 @@ from modelforge.section import Section
 from modelforge.training.eager_step import EagerStep
 from modelforge.training.loss import LossSection, term_counts, weights_of
 from modelforge.training.precision import autocast, difference_in_words, force_difference, matmul_precision
-from modelforge.training.runtime import Precision, RuntimeSection
+from modelforge.training.runtime import Precision, RuntimeSection, accelerator_of, device_note
 from modelforge.training.section import TrainingSection
-from modelforge.training.trainer import accelerator_of, build_trainer, device_note
+from modelforge.training.trainer import build_trainer
 
 CUTOFF = 3.5
 SMALL = {"cutoff": CUTOFF, "num_features": 16, "num_filters": 16, "num_layers": 2, "num_radial": 8}
@@ -255,7 +255,8 @@ def test_float16_is_refused_where_lightning_would_train_in_bfloat16(tmp_path):
 def test_deterministic_operations_are_asked_for_on_a_gpu(monkeypatch, tmp_path, accelerator, expected):
     """A stand-in for the Trainer tells what it was given: one for a GPU cannot be built everywhere."""
     given: dict[str, Any] = {}
-    monkeypatch.setattr(pl, "Trainer", lambda **options: given.update(options) or SimpleNamespace(strategy=None))
+    trainer = SimpleNamespace(strategy=None, _signal_connector=SimpleNamespace())
+    monkeypatch.setattr(pl, "Trainer", lambda **options: given.update(options) or trainer)
     build_trainer(RuntimeSection(accelerator=accelerator, deterministic=True), TrainingSection(), folder=str(tmp_path))
     assert given["deterministic"] is expected
 
