@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from modelforge.errors import UserError
 from modelforge.experiment import Experiment, load
 from modelforge.files import remove_temporaries
 from modelforge.training.learning_rate import CosineDecay
+
+REHEARSAL = ".rehearsal"  # the name of what a rehearsal writes, and removes
 
 # Keys that change how long, where or how visibly a run goes on, not what it computes.
 FREE_KEYS = (
@@ -124,8 +127,12 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process has left half written."""
-        for folder in (self.path, self.best_checkpoint.parent, self.predictions("any").parent):
+        checkpoints, predictions = self.best_checkpoint.parent, self.predictions("any").parent
+        for folder in (self.path, checkpoints, predictions):
             remove_temporaries(folder)
+        for path in (*predictions.glob(".*.npz"), checkpoints / f"{REHEARSAL}.ckpt"):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.path / REHEARSAL, ignore_errors=True)
 
     def losses(self) -> Iterator[str]:
         """What a run that goes on should find here and does not, and what follows from that."""

@@ -241,10 +241,14 @@ def _with_batch(run: Run, failure: NotFinite) -> NotFinite:
         return failure
     structures = run.data.structures.take(run.module.batches.structures_of_step(failure.step, rank=failure.rank))
     path = run.folder.path / "not_finite.extxyz"
-    write_extxyz(path, structures)
+    try:
+        write_extxyz(path, structures)
+        written = f"it is written to {path}"
+    except OSError as error:
+        written = f"it could not be written to {path}: {error.strerror}"
     places = [structures.place(number) for number in range(len(structures))]
     named = ", ".join(places[:MOST_PLACES]) + (f" and {len(places) - MOST_PLACES} more" if len(places) > MOST_PLACES else "")
-    return NotFinite(f"{failure}. The batch of that step is {named}; it is written to {path}", step=failure.step)
+    return NotFinite(f"{failure}. The batch of that step is {named}; {written}", step=failure.step)
 
 
 def finish(run: Run) -> Results:

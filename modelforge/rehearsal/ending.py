@@ -29,13 +29,12 @@ from modelforge.model_file import FILE_NAME, load_potential, save_potential
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.rehearsal.rehearsal import Rehearsal, RehearsalFailed, bytes_in_words, no_number
 from modelforge.report import data_report, error_table
-from modelforge.run_folder import RunFolder
+from modelforge.run_folder import REHEARSAL, RunFolder
 from modelforge.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from modelforge.training.progress import BestWeights
 from modelforge.training.step import in_a_line
 from modelforge.training.task import TaskState
 
-NAME = ".rehearsal"  # of what is written, and removed
 CHECKPOINTS = 4  # last, previous, best, and one that is being written
 BYTES_PER_ATOM, BYTES_PER_STRUCTURE = 180, 800  # of predictions with energy, forces and stress: 178 and 748 at most, measured
 
@@ -44,7 +43,7 @@ def write_checkpoint(run: Rehearsal, model: EnergyModel, optimizer: Optimizer) -
     """Write a checkpoint as large as all will be, and read it back; in words, what it takes."""
     checkpoint = _full_grown(run, model, optimizer)
     disk = _refuse_full_disk(run, model, checkpoint)
-    path = run.folder.last_checkpoint.with_name(f"{NAME}.ckpt")
+    path = run.folder.last_checkpoint.with_name(f"{REHEARSAL}.ckpt")
     begun = time.perf_counter()
     try:
         save_checkpoint(path, checkpoint)
@@ -98,7 +97,7 @@ def remove_traces(run: Rehearsal) -> None:
 
 
 def _folder(run: Rehearsal) -> RunFolder:
-    return RunFolder(run.folder.path / NAME)
+    return RunFolder(run.folder.path / REHEARSAL)
 
 
 def _full_grown(run: Rehearsal, model: EnergyModel, optimizer: Optimizer) -> Checkpoint:

@@ -46,14 +46,14 @@ def _from_1(old: Stored, path: Path, read: Read) -> Stored:
 
 
 def _best_of_1(old: Stored, path: Path, read: Read) -> list[Stored]:
-    """Best weights lay in best.ckpt, beside last.ckpt."""
-    if path.name == "best.ckpt":
+    """Best weights lay in best.ckpt, beside last.ckpt; where that is gone, those of last.ckpt are the best that there are."""
+    beside = path.with_name("best.ckpt")
+    if path == beside or not beside.exists():
         task = old["task"]
         weights = {**task["weights"], **task["averaged_weights"]}
         is_average = any(not torch.equal(task["weights"][name], tensor) for name, tensor in task["averaged_weights"].items())
         return [{"steps": task["steps"], "kind": "EMA" if is_average else "raw", "is_second_stage": False, "weights": weights}]
-    beside = path.with_name("best.ckpt")
-    found: list[Stored] = list(read(beside)["best"]) if beside.exists() else []
+    found: list[Stored] = list(read(beside)["best"])
     return found
 
 

@@ -6,6 +6,7 @@ the next batch of a validation, which a resumed run then begins with.
 
 import copy
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -317,7 +318,8 @@ class RunKeeper(pl.Callback):
 
     def _not_finite(self, trainer: pl.Trainer, task: TrainingTask, otherwise: str, *, together: bool = True) -> NotFinite:
         if trainer.is_global_zero:
-            self._save_best()
+            with suppress(OSError):  # what is not finite is the news
+                self._save_best()
         return not_finite(trainer, task, otherwise, kept_in=self.folder / "checkpoints", together=together)
 
     def _waiting_for(self, task: TrainingTask) -> str:
