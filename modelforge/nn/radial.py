@@ -41,6 +41,25 @@ class BesselBasis(nn.Module):
         return torch.sin(distance[:, None] * self.frequencies) / distance[:, None]
 
 
+class ExpNormalBasis(nn.Module):
+    """exp(-b (exp(-5 d/r_c) - m_k)^2), m_k evenly on [exp(-r_c), 1], b = (2/K (1 - exp(-r_c)))^-2 (TorchMD-Net, SAKE)."""
+
+    centres: Tensor
+    sharpness: Tensor
+
+    def __init__(self, *, num_radial: int, cutoff: float) -> None:
+        super().__init__()
+        self.rate = 5.0 / cutoff
+        centres = torch.linspace(math.exp(-cutoff), 1.0, num_radial, dtype=torch.float64)
+        self.register_buffer("centres", centres.to(torch.get_default_dtype()))
+        sharpness = (2.0 / num_radial * (1.0 - math.exp(-cutoff))) ** -2
+        self.register_buffer("sharpness", torch.full_like(self.centres, sharpness))
+
+    def forward(self, distance: Tensor) -> Tensor:
+        """(E,) angstrom -> (E, K)."""
+        return torch.exp(-self.sharpness * (torch.exp(-self.rate * distance)[:, None] - self.centres) ** 2)
+
+
 def radial_basis(name: RadialBasisName, *, num_radial: int, cutoff: float) -> GaussianBasis | BesselBasis:
     """The radial basis of that name."""
     bases: dict[RadialBasisName, type[GaussianBasis] | type[BesselBasis]] = {

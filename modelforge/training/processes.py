@@ -5,6 +5,7 @@ a node where no cluster does so, and sees to it that all learn of the failure of
 """
 
 import atexit
+import inspect
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from lightning_fabric.utilities.distributed import _destroy_dist_connection, _se
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from torch.distributed.distributed_c10d import PrefixStore
+from torch.nn.parallel import DistributedDataParallel
 
 from modelforge.errors import RunFailure, UserError
 from modelforge.training.keeper import Interrupted
@@ -30,6 +32,12 @@ LONGEST_WAIT = timedelta(minutes=30)  # in a collective, for a process that is a
 FAILED, USER_MISTAKE = 1, 2  # exit codes
 
 
+def _keyword_of_buffers() -> str:
+    """What DDP calls its sending of buffers at each step: torch 2.13 has given it another name."""
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    return "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+
+
 class ProcessFailed(RunFailure):
     """Another process of this run failed or was killed; the message says which and why."""
 
@@ -39,9 +47,10 @@ class TrainingProcesses(DDPStrategy):
 
     def __init__(self, *, startup_timeout: float) -> None:
         """`startup_timeout`: seconds that the first process waits for the last one."""
+        buffers: dict[str, Any] = {_keyword_of_buffers(): False}  # they are constants, which would be sent at each step
         super().__init__(
             timeout=LONGEST_WAIT,
-            broadcast_buffers=False,  # they are constants, which would be sent at each step
+            **buffers,
             gradient_as_bucket_view=True,
             find_unused_parameters=False,  # all take part in each loss
         )

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import modelforge.data.split
 import modelforge.final_test
 import modelforge.train
 import modelforge.training.keeper
@@ -46,6 +45,7 @@ AT_THE_END = (
 )
 PLACES = (*IN_THE_BEGINNING, *OF_THE_TRAINING, *IN_THE_MIDDLE, *AT_THE_END)
 FILES = ("split.npz", "metrics.csv", "best.ckpt", "last.ckpt", *FILES_AT_THE_END)
+SIGNALS = ((signal.SIGTERM,), (signal.SIGINT,), (signal.SIGUSR1,), (signal.SIGUSR2,), (signal.SIGINT, signal.SIGINT))
 
 
 @dataclass
@@ -157,6 +157,3 @@ def _halve_last_line(path: Path) -> None:
     content = path.read_bytes()
     start = content.rindex(b"\n", 0, -1) + 1
     os.truncate(path, (start + len(content)) // 2)
-
-
-SIGNALS = ((signal.SIGTERM,), (signal.SIGINT,), (signal.SIGUSR1,), (signal.SIGUSR2,), (signal.SIGINT, signal.SIGINT))

@@ -8,6 +8,7 @@ import contextlib
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -71,8 +72,8 @@ def next_start() -> Start | None:
             continue
         pid = os.fork()
         if pid == 0:
+            _answer(os.getpid())  # not before: what signals leave in a process while it is forked is cleared
             return Start(**json.loads(line))
-        _answer(pid)
     return None
 
 
@@ -83,6 +84,7 @@ def _answer(number: int) -> None:
 
 def run(start: Start) -> None:
     """The command, in this process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with open(os.devnull) as nothing, open(start.output, "a") as output:
         os.dup2(nothing.fileno(), 0)
         for stream in (1, 2):
