@@ -1,73 +1,38 @@
-"""`train(experiment)`: assemble, rehearse, fit, test, report, all of it in a run folder.
+"""`train(experiment)`: set up, rehearse, fit, test, report, all of it in a run folder.
 
 The same call starts a run, resumes it after any interruption, or finds it finished.
 """
 
 import hashlib
-import json
 import os
-import resource
-import statistics
-import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
 from modelforge import __version__
-from modelforge.assembly import build_model, run_batches, total_steps_of
-from modelforge.data.module import DataModule
-from modelforge.data.prepare import PreparedData, prepare
 from modelforge.data.sources.extxyz.writer import write_extxyz
 from modelforge.disk import disk_failures_told
-from modelforge.experiment import Experiment, LoadedExperiment, resolved_toml
-from modelforge.files import set_aside, write_text
-from modelforge.final_test import tested_sets
-from modelforge.model_file import FILE_NAME, FIRST_STAGE_FILE_NAME, TrainedPotential, save_potential
+from modelforge.experiment import LoadedExperiment
+from modelforge.finish import Results, finish
 from modelforge.rehearsal.rehearsal import Rehearsal
 from modelforge.rehearsal.rehearsing import rehearse
-from modelforge.report import batch_summary, data_report, data_summary, error_table, model_summary
-from modelforge.run_folder import RunFolder, length_of
-from modelforge.slurm.allocation import end_time, read_allocation
+from modelforge.report import error_table
+from modelforge.run import Run, measure_precision, set_up
+from modelforge.run_folder import RunFolder
+from modelforge.slurm.allocation import read_allocation
 from modelforge.slurm.preflight import refuse_mismatch
-from modelforge.training.checkpoint import latest_checkpoint, saved_experiment
-from modelforge.training.compilation import StepCompiler
-from modelforge.training.display import LiveBar, PlainLines, RunLog, duration
-from modelforge.training.keeper import RunKeeper
-from modelforge.training.ledger import formula
+from modelforge.training.checkpoint import saved_experiment
+from modelforge.training.display import LiveBar, PlainLines, RunLog
 from modelforge.training.listener import Listener
-from modelforge.training.loss import weights_of
 from modelforge.training.not_finite import NotFinite
-from modelforge.training.precision import ForceDifference, difference_in_words, force_difference, matmul_precision
+from modelforge.training.precision import matmul_precision
 from modelforge.training.processes import introduce
-from modelforge.training.progress import BestWeights
-from modelforge.training.runtime import device_note
 from modelforge.training.stretches import next_stretch, num_stretches
-from modelforge.training.task import TrainingTask
-from modelforge.training.trainer import build_trainer, reason_not_to_compile
+from modelforge.training.trainer import build_trainer
 
 MOST_PLACES = 8  # structures that a message names
-PRECISION_STRUCTURES = 8  # whose forces are compared with those in float64
-
-Results = dict[str, Any]
-
-
-@dataclass(eq=False)
-class Run:
-    """A run that is set up: everything that `fit` needs."""
-
-    experiment: Experiment
-    resolved: str
-    folder: RunFolder
-    data: PreparedData
-    module: DataModule
-    task: TrainingTask
-    keeper: RunKeeper
-    trainer: pl.Trainer
-    log: RunLog
 
 
 def train(loaded: LoadedExperiment, console: Console, *, with_rehearsal: bool = True) -> Results:
@@ -94,68 +59,6 @@ def train(loaded: LoadedExperiment, console: Console, *, with_rehearsal: bool = 
         run = set_up(loaded, folder, trainer, log)
         fit(run, with_rehearsal=with_rehearsal)
         return finish(run)
-
-
-def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log: RunLog) -> Run:
-    """Data, model, task and keeper, as they were where a run resumes."""
-    experiment = loaded.experiment
-    training, runtime = experiment.training, experiment.runtime
-    if runtime.num_threads:
-        torch.set_num_threads(runtime.num_threads)
-    log.line(f"modelforge {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads", style="dim")
-    if note := device_note(runtime):
-        log.line(f"note: {note}")
-    for loss_of_file in folder.losses():
-        log.line(f"note: {loss_of_file}")
-    loss = training.widest_loss
-    data = prepare(experiment.dataset, weights=weights_of(loss), split_file=folder.split, say=log.line)
-    resolved = resolved_toml(experiment, loaded.origins)
-    if trainer.is_global_zero:
-        write_text(folder.experiment, resolved)
-    batches = run_batches(experiment, data, rank=trainer.global_rank, num_processes=trainer.world_size, say=log.line)
-    model = build_model(experiment, data)
-    steps_per_epoch = batches.steps_per_epoch
-    for line in (*data_summary(data), *model_summary(experiment, model), batch_summary(experiment, batches), formula(loss)):
-        log.line(line)
-    total_steps = total_steps_of(experiment, steps_per_epoch)
-    refusal = reason_not_to_compile(runtime, trainer.strategy.root_device)
-    compiler = StepCompiler(
-        model,
-        loss,
-        mode=runtime.compile,
-        total_steps=total_steps,
-        refusal=refusal,
-        is_first_here=trainer.local_rank == 0,
-    )
-    task = TrainingTask(
-        model,
-        training,
-        compiler,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        num_subsets=len(data.structures.subset_names),
-        num_processes=trainer.world_size,
-        scaled_gradients=runtime.precision == "16-mixed",
-    )
-    keeper = RunKeeper(
-        training,
-        folder.path,
-        experiment=resolved,
-        length=json.dumps(length_of(experiment)),
-        end_of_job=end_time(os.environ),
-    )
-    keeper.metrics.tell = log.line
-    if (latest := latest_checkpoint(*folder.checkpoints)) is not None:
-        checkpoint, damage = latest
-        if damage:
-            log.line(f"note: {damage}; the run goes on from {folder.previous_checkpoint}, the one before")
-            if trainer.is_global_zero and folder.last_checkpoint.exists():
-                set_aside(folder.last_checkpoint)  # so that it does not become the one before
-        if checkpoint["best"] and not folder.best_checkpoint.exists():
-            log.line(f"note: {folder.best_checkpoint} is gone; it comes again with a better validation, and nothing needs it")
-        task.restore(checkpoint["task"])
-        keeper.restore(checkpoint)
-    return Run(experiment, resolved, folder, data, DataModule(batches), task, keeper, trainer, log)
 
 
 def fit(run: Run, *, with_rehearsal: bool) -> None:
@@ -209,7 +112,7 @@ class BeforeTheStart(pl.Callback):
 
 def _rehearsal(run: Run) -> Rehearsal:
     return Rehearsal(
-        trained=_potential(run, weights="those at the start"),
+        trained=run.potential(weights="those at the start"),
         experiment=run.experiment,
         batches=run.module.batches,
         data=run.data,
@@ -220,17 +123,6 @@ def _rehearsal(run: Run) -> Rehearsal:
         make_checkpoint=lambda: run.keeper.checkpoint(run.task),
         is_first=run.trainer.is_global_zero,
     )
-
-
-def measure_precision(run: Run) -> ForceDifference | None:
-    """Forces of the model as it is now against float64, in the log; None where all is float64."""
-    runtime, model = run.experiment.runtime, run.task.model
-    if runtime.precision == "64-true":
-        return None
-    batch = run.module.batches.sample(PRECISION_STRUCTURES).to(model.scale.device)
-    found = force_difference(model, batch, precision=runtime.precision, matmul=runtime.matmul_precision)
-    run.log.line(difference_in_words(found))
-    return found
 
 
 def _with_batch(run: Run, failure: NotFinite) -> NotFinite:
@@ -249,83 +141,6 @@ def _with_batch(run: Run, failure: NotFinite) -> NotFinite:
     places = [structures.place(number) for number in range(len(structures))]
     named = ", ".join(places[:MOST_PLACES]) + (f" and {len(places) - MOST_PLACES} more" if len(places) > MOST_PLACES else "")
     return NotFinite(f"{failure}. The batch of that step is {named}; {written}", step=failure.step)
-
-
-def finish(run: Run) -> Results:
-    """Write the product, test the best weights, write the results; the first process gives them."""
-    for place, best in enumerate(run.keeper.best):
-        trained = best_potential(run, best)
-        if run.trainer.is_global_zero:
-            is_last = place == len(run.keeper.best) - 1
-            save_potential(run.folder.path / (FILE_NAME if is_last else FIRST_STAGE_FILE_NAME), trained)
-    device, log = run.trainer.strategy.root_device, run.log
-    metrics = tested_sets(trained, run.data, run.experiment.training, folder=run.folder, device=device, say=log.line)
-    if not run.trainer.is_global_zero:
-        return {}
-    precision = measure_precision(run)
-    results = _results(run, trained, metrics) | {"precision": asdict(precision) if precision else None}
-    write_text(run.folder.results, json.dumps(results, indent=2) + "\n")
-    log.line(f"finished: {_reason(run)} after {duration(run.keeper.progress.seconds)}; tested weights: {trained.weights}")
-    log.table(error_table(results))
-    log.line(f"run folder: {run.folder.path}")
-    return results
-
-
-def best_potential(run: Run, best: BestWeights) -> TrainedPotential:
-    """The potential with the best weights of a stage: the averaged ones where there is an average."""
-    run.task.model.load_state_dict(best["weights"])
-    run.task.model.eval()
-    epoch = best["steps"] / run.task.steps_per_epoch
-    stage = " of the second stage" if best["is_second_stage"] else ""
-    return _potential(run, weights=f"best epoch {epoch:.4g}{stage}, {best['kind']}")
-
-
-def _potential(run: Run, *, weights: str) -> TrainedPotential:
-    """The potential with the weights of the model as they are."""
-    return TrainedPotential(
-        model=run.task.model,
-        potential=run.experiment.potential,
-        dataset=run.experiment.dataset,
-        self_energies=run.data.reference.self_energies,
-        shifts=run.data.reference.shifts,
-        experiment=run.resolved,
-        weights=weights,
-        training_precision=run.experiment.runtime.precision,
-        matmul_precision=run.experiment.runtime.matmul_precision,
-    )
-
-
-def _reason(run: Run) -> str:
-    """Why the training ended; a run whose length was cut down below what it has ends without a step."""
-    return run.keeper.progress.reason or "max_epochs reached"
-
-
-def _results(run: Run, trained: TrainedPotential, metrics: dict[str, Any]) -> Results:
-    speeds = run.keeper.metrics.column("structures_per_second")
-    return {
-        "status": "finished",
-        "reason": _reason(run),
-        "version": __version__,
-        "epochs": run.task.steps / run.task.steps_per_epoch,
-        "steps": run.task.steps,
-        "num_parameters": sum(weight.numel() for weight in run.task.model.parameters()),
-        "training_seconds": run.keeper.progress.seconds,
-        "structures_per_second": statistics.median(speeds[len(speeds) // 2 :]) if speeds else None,
-        "peak_memory_mb": peak_memory_mb(),
-        "weights": trained.weights,
-        "self_energies_ev": trained.self_energies.by_element,
-        "data": data_report(run.data),
-        "metrics": metrics,
-        "length": length_of(run.experiment),
-    }
-
-
-def peak_memory_mb() -> float:
-    """Peak memory of this process, or of the GPU if there is one in use, in MB."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def _listeners(run: Run) -> tuple[list[Listener], LiveBar | None]:

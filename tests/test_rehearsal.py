@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from made_structures import crystal, labelled, structures_of
+from small_runs import write_experiment
 from torch import Tensor
 
 from modelforge.assembly import build_model, run_batches
 from modelforge.atoms.graph import AtomicGraph, Batch, Prediction
 from modelforge.data.prepare import PreparedData, prepare
-from modelforge.data.sources import bundled
 from modelforge.data.structures import Structures
 from modelforge.errors import UserError
 from modelforge.evaluate import evaluate, write_predictions
@@ -67,13 +67,7 @@ NO_MEMORY = [torch.OutOfMemoryError(CUDA_SAYS), RuntimeError(CPU_SAYS), MemoryEr
 def data(tmp_path_factory) -> Path:
     """A folder with the experiment, 40 structures to train on and 10 to test on."""
     folder = tmp_path_factory.mktemp("rehearsal")
-    for name, source, num in (("train", "train", NUM_TRAIN + NUM_VALIDATION), ("hot", "test_600K", NUM_HOT)):
-        lines, end = (bundled.FOLDER / f"{source}.xyz").read_text().splitlines(keepends=True), 0
-        for _ in range(num):
-            end += int(lines[end]) + 2
-        (folder / f"{name}.xyz").write_text("".join(lines[:end]))
-    (folder / "x.toml").write_text(TOML)
-    return folder
+    return write_experiment(folder, TOML, num_structures=NUM_TRAIN + NUM_VALIDATION, num_test=NUM_HOT).parent
 
 
 def same(tensor: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from modelforge.data.module import DataModule
 from modelforge.training.agreement import any_process
 from modelforge.training.checkpoint import SCHEMA, Checkpoint, save_checkpoint
 from modelforge.training.deadline import Deadline
+from modelforge.training.endings import early_stopping, length_reached, second_stage_due, waiting_for
 from modelforge.training.listener import Listener, Validation
 from modelforge.training.metrics_file import MetricsFile
 from modelforge.training.not_finite import NotFinite, not_finite
@@ -226,7 +227,7 @@ class RunKeeper(pl.Callback):
         self._end_a_stage_if_due(trainer, task)
         is_over = trainer.should_stop or task.steps >= task.total_steps
         if is_over:
-            self.progress.reason = self.progress.reason or _usual_reason(task, self.section)
+            self.progress.reason = self.progress.reason or length_reached(self.section, task)
             self.progress.ended_with = self.length
         is_interrupted = is_to_stop and not is_over
         if is_over or is_interrupted or time.perf_counter() - self._saved > SECONDS_BETWEEN_SAVES:
@@ -236,7 +237,7 @@ class RunKeeper(pl.Callback):
 
     def _record(self, trainer: pl.Trainer, task: TrainingTask, found: Validation, *, is_best: bool) -> None:
         """Show the validation, write its row, remember the state if it is the best; then count anew."""
-        found = found.judged(is_best=is_best, waiting_for=self._waiting_for(task))
+        found = found.judged(is_best=is_best, waiting_for=waiting_for(self.section, self.progress, task))
         for listener in self.listeners:
             listener.validated(found)
         for logger in trainer.loggers:
@@ -264,23 +265,15 @@ class RunKeeper(pl.Callback):
 
     def _end_a_stage_if_due(self, trainer: pl.Trainer, task: TrainingTask) -> None:
         """Early stopping ends the run, or the first of two stages; so does the epoch at which the second one begins."""
-        patience, second = self.section.early_stopping.patience, self.section.second_stage
-        is_stuck = patience is not None and self.progress.validations_without_improvement >= patience
-        stopping = f"early stopping: no improvement of the validation loss in {patience} validations"
-        if second.start_epoch is None or task.is_second_stage:
-            if is_stuck and not trainer.should_stop:
-                self.progress.reason = stopping
-                trainer.should_stop = True
+        if trainer.should_stop:
             return
-        epoch = task.steps / task.steps_per_epoch
-        if (is_stuck or epoch >= second.start_epoch) and not trainer.should_stop and task.steps < task.total_steps:
+        if why := second_stage_due(self.section, self.progress, task):
             self.progress.begin_second_stage(task.steps)
             task.begin_second_stage()
-            why = stopping if epoch < second.start_epoch else f"second_stage.start_epoch ({second.start_epoch:g}) reached"
-            self.say(
-                f"second stage from epoch {epoch:.4g} on ({why}): learning rate {second.rate:g}, weights "
-                f"{', '.join(f'{weight:g}' for weight in task.lasting_weights)}, {task.average.name} weights are validated"
-            )
+            self.say(f"second stage from epoch {task.steps / task.steps_per_epoch:.4g} on ({why}): {task.stage_in_words()}")
+        elif why := early_stopping(self.section, self.progress):
+            self.progress.reason = why
+            trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hand out the next stretch of batches."""
@@ -321,16 +314,6 @@ class RunKeeper(pl.Callback):
             with suppress(OSError):  # what is not finite is the news
                 self._save_best()
         return not_finite(trainer, task, otherwise, kept_in=self.folder / "checkpoints", together=together)
-
-    def _waiting_for(self, task: TrainingTask) -> str:
-        patience = self.section.early_stopping.patience
-        stopping = f"stop {self.progress.validations_without_improvement}/{patience}" if patience else None
-        return ", ".join(filter(None, [task.learning_rate.in_words(), stopping]))
-
-
-def _usual_reason(task: TrainingTask, section: TrainingSection) -> str:
-    has_all_steps = section.max_steps is not None and task.optimizer_steps >= section.max_steps
-    return "max_steps reached" if has_all_steps else "max_epochs reached"
 
 
 def _task(module: pl.LightningModule) -> TrainingTask:

@@ -163,6 +163,14 @@ class TrainingTask(pl.LightningModule):
         if not self.scaled_gradients:
             self.faults.note_norm(norm)
 
+    def stage_in_words(self) -> str:
+        """Learning rate, weights and average of the second stage."""
+        weights = ", ".join(
+            f"{term} {weight:g}" for term, weight in zip(weights_of(self.loss), self.lasting_weights, strict=True)
+        )
+        rate = self.section.second_stage.rate
+        return f"learning rate {rate:g}, loss weights {weights}; {self.average.name} weights are validated and kept"
+
     def on_validation_epoch_start(self) -> None:
         """Validate with the averaged weights."""
         self._averaged.enter_context(self.average.in_place())

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from private_slurm import NoSlurm, PrivateSlurm
-
-from modelforge.data.sources import bundled
+from small_runs import write_structures
 
 NUM_STRUCTURES = 40
 TOML = """\
@@ -51,11 +50,6 @@ def slurm() -> Iterator[PrivateSlurm]:
 def structures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the first structures of the bundled data, and a TOML."""
     folder = tmp_path_factory.mktemp("slurm")
-    with (bundled.FOLDER / "train.xyz").open() as file:
-        lines = file.readlines()
-    end = 0
-    for _ in range(NUM_STRUCTURES):
-        end += int(lines[end]) + 2
-    (folder / "train.xyz").write_text("".join(lines[:end]))
+    write_structures(folder / "train.xyz", "train", NUM_STRUCTURES)
     (folder / "x.toml").write_text(TOML)
     return folder

@@ -20,8 +20,9 @@ from modelforge.data.prepare import prepare
 from modelforge.data.sources import bundled
 from modelforge.errors import UserError
 from modelforge.experiment import load
+from modelforge.finish import Results
 from modelforge.report import batch_summary
-from modelforge.train import Results, train
+from modelforge.train import train
 from modelforge.training import task
 from modelforge.training.keeper import Interrupted
 from modelforge.training.listener import Validation

@@ -51,10 +51,13 @@ def test_a_released_checkpoint_has_the_weights_of_the_potential(folder: Path, na
         np.testing.assert_array_equal(found["best"][-1]["weights"][key].numpy(), weight.numpy())
 
 
+@pytest.mark.parametrize("without", ["nothing", "best.ckpt"])
 @pytest.mark.parametrize("folder", RELEASES, ids=lambda folder: folder.name)
-def test_a_released_run_goes_on(folder: Path, tmp_path: Path):
+def test_a_released_run_goes_on(folder: Path, tmp_path: Path, without: str):
     there = tmp_path / "run"
     shutil.copytree(folder, there)
+    if without == "best.ckpt":
+        (there / "checkpoints" / without).unlink()
     before = json.loads((there / "results.json").read_text())
     rows_before = (there / "metrics.csv").read_text().splitlines()
     overrides = [f"runtime.run_folder={there}", f"training.max_epochs={before['length']['max_epochs'] + 2}"]

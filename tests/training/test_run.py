@@ -1,9 +1,9 @@
 """Whole runs, small ones: what they leave, that they repeat, and that an interruption leaves no trace."""
 
-import csv
 import io
 import json
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,20 +21,21 @@ from ase.md.verlet import VelocityVerlet
 from made_structures import crystal
 from rich.console import Console
 from safetensors.torch import load_file
+from small_runs import differences, rows, write_experiment
 from tolerances import CALCULATOR, DRIFT, FINITE_DIFFERENCE, RECOMPUTED_METRIC, SHIFTED_METRIC
 
 from modelforge.assembly import run_batches
 from modelforge.atoms.graph import Batch
 from modelforge.calculator import ModelforgeCalculator
 from modelforge.data.prepare import prepare
-from modelforge.data.sources import bundled
 from modelforge.data.sources.gather import read
 from modelforge.errors import UserError
 from modelforge.evaluate import evaluate
 from modelforge.experiment import load
+from modelforge.finish import Results
 from modelforge.model_file import load_potential
 from modelforge.potentials import PotentialSection
-from modelforge.train import Results, train
+from modelforge.train import train
 from modelforge.training.checkpoint import load_checkpoint
 from modelforge.training.compilation import StepCompiler
 from modelforge.training.eager_step import EagerStep, StepResult
@@ -48,7 +49,6 @@ from modelforge.training.validation import LEDGER_STRUCTURES
 NUM_TRAIN, NUM_VALIDATION, BATCH_SIZE, EPOCHS = 32, 8, 5, 6
 STEPS_PER_EPOCH = 7  # 32 structures in fives, the last batch has two
 POTENTIALS = [get_args(part.model_fields["name"].annotation)[0] for part in get_args(get_args(PotentialSection)[0])]
-TIMES = {"seconds", "structures_per_second"}
 TOML = f"""\
 [potential]
 name = "schnet"
@@ -87,15 +87,7 @@ progress_bar = false
 def data(tmp_path_factory) -> Path:
     """A folder with the experiment, 40 structures to train on and 10 to test on."""
     folder = tmp_path_factory.mktemp("data")
-    for name, source, num in (("train", "train", NUM_TRAIN + NUM_VALIDATION), ("hot", "test_600K", 10)):
-        with (bundled.FOLDER / f"{source}.xyz").open() as file:
-            lines = file.readlines()
-        end = 0
-        for _ in range(num):
-            end += int(lines[end]) + 2
-        (folder / f"{name}.xyz").write_text("".join(lines[:end]))
-    (folder / "x.toml").write_text(TOML)
-    return folder
+    return write_experiment(folder, TOML, num_structures=NUM_TRAIN + NUM_VALIDATION, num_test=10).parent
 
 
 def run(data: Path, folder: Path, *overrides: str, with_rehearsal: bool = True) -> Results:
@@ -112,11 +104,6 @@ def finished(data: Path, tmp_path_factory) -> Path:
     return folder
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
-
-
 def results(folder: Path) -> Results:
     return json.loads((folder / "results.json").read_text())
 
@@ -125,36 +112,9 @@ def checkpoint(folder: Path, name: str) -> dict:
     return torch.load(folder / "checkpoints" / name, weights_only=True)
 
 
-def assert_same_bits(one: object, other: object, place: str = "") -> None:
-    assert type(one) is type(other), place
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), place
-        for key in one:
-            assert_same_bits(one[key], other[key], f"{place}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), place
-        for index, (left, right) in enumerate(zip(one, other, strict=True)):
-            assert_same_bits(left, right, f"{place}.{index}")
-    elif isinstance(one, torch.Tensor):
-        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True, msg=place)
-    else:
-        assert one == other, place
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, averages, optimizer, rates, rows, metrics: everything but times."""
-    assert_same_bits(load_file(one / "potential.safetensors"), load_file(other / "potential.safetensors"))
-    assert rows(one) == rows(other)
-    assert results(one)["metrics"] == results(other)["metrics"]
-    for key in ("steps", "epochs", "weights", "self_energies_ev", "reason"):
-        assert results(one)[key] == results(other)[key]
-    for name in ("last.ckpt", "best.ckpt"):
-        mine, theirs = checkpoint(one, name), checkpoint(other, name)
-        assert_same_bits(mine["task"], theirs["task"])
-        for state in (mine["progress"], theirs["progress"]):
-            del state["seconds"]
-        assert_same_bits(mine["progress"], theirs["progress"])
-        assert_same_bits(mine["best"], theirs["best"])
+def assert_same_run(one: Path, other: Path, *, but: Sequence[str] = ()) -> None:
+    """Everything but times, bit for bit."""
+    assert not list(differences(one, other, but=but))
 
 
 # What a run leaves
@@ -279,6 +239,16 @@ def test_a_second_call_says_finished_and_trains_nothing(data: Path, finished: Pa
     assert "This run is finished" in console.file.getvalue()
     assert again == results(finished)
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_project_may_be_moved(data: Path, finished: Path, tmp_path: Path):
+    """Paths count by their names; that the data are the same is told by their hash."""
+    for name in ("x.toml", "train.xyz", "hot.xyz"):
+        (tmp_path / name).write_bytes((data / name).read_bytes())
+    shutil.copytree(finished, tmp_path / "run")
+    assert run(tmp_path, tmp_path / "run") == results(finished)
+    longer = run(tmp_path, tmp_path / "run", f"training.max_epochs={EPOCHS + 1}")
+    assert longer["epochs"] == EPOCHS + 1
 
 
 def test_a_folder_refuses_another_experiment(data: Path, finished: Path):
@@ -502,7 +472,7 @@ def test_the_length_of_a_run_whose_rates_follow_from_it_is_fixed(data: Path, tmp
 def test_a_finished_run_that_gets_more_epochs_equals_one_that_had_them(data, finished, tmp_path):
     run(data, tmp_path / "run", "training.max_epochs=2")
     run(data, tmp_path / "run", f"training.max_epochs={EPOCHS}")
-    assert_same_run(finished, tmp_path / "run")
+    assert_same_run(finished, tmp_path / "run", but=("experiment.toml",))
 
 
 def test_the_time_limit_ends_a_run_with_a_validation_and_a_test(data: Path, tmp_path: Path):
@@ -524,13 +494,13 @@ def test_early_stopping_ends_a_run_after_its_patience(data: Path, tmp_path: Path
 def test_a_run_that_is_cut_between_its_end_and_its_test_is_only_tested(data: Path, tmp_path: Path):
     settings = ["training.early_stopping.patience=2", "training.early_stopping.threshold=0.9"]
     run(data, tmp_path / "run", *settings)
-    before, weights = results(tmp_path / "run"), checkpoint(tmp_path / "run", "last.ckpt")
+    before, weights = results(tmp_path / "run"), (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
     (tmp_path / "run" / "results.json").unlink()
     run(data, tmp_path / "run", *settings)
     after = results(tmp_path / "run")
     measured = {"peak_memory_mb", "training_seconds"}
     assert {key: after[key] for key in after.keys() - measured} == {key: before[key] for key in before.keys() - measured}
-    assert_same_bits(weights, checkpoint(tmp_path / "run", "last.ckpt"))
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == weights
 
 
 def test_signal_handlers_are_those_from_before(data, tmp_path, monkeypatch):

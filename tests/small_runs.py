@@ -54,22 +54,29 @@ progress_bar = false
 """
 
 
-def write_experiment(folder: Path) -> Path:
-    """A folder with the data of the experiment and its TOML, x.toml; gives the TOML's path."""
-    for name, source, num in (("train", "train", NUM_TRAIN + NUM_VALIDATION), ("hot", "test_600K", NUM_TEST)):
-        lines = (bundled.FOLDER / f"{source}.xyz").read_text().splitlines(keepends=True)
-        end = 0
-        for _ in range(num):
-            end += int(lines[end]) + 2
-        (folder / f"{name}.xyz").write_text("".join(lines[:end]))
-    (folder / "x.toml").write_text(TOML)
+def write_experiment(
+    folder: Path, toml: str = TOML, *, num_structures: int = NUM_TRAIN + NUM_VALIDATION, num_test: int = NUM_TEST
+) -> Path:
+    """A folder with the data of an experiment, train.xyz and hot.xyz, and its TOML, x.toml; gives the TOML's path."""
+    write_structures(folder / "train.xyz", "train", num_structures)
+    write_structures(folder / "hot.xyz", "test_600K", num_test)
+    (folder / "x.toml").write_text(toml)
     return folder / "x.toml"
 
 
-def differences(one: Path, other: Path) -> Iterator[str]:
-    """Where two finished runs differ: everything that they leave but times, memory and log."""
+def write_structures(path: Path, source: str, num: int) -> None:
+    """The first structures of a bundled file."""
+    lines, end = (bundled.FOLDER / f"{source}.xyz").read_text().splitlines(keepends=True), 0
+    for _ in range(num):
+        end += int(lines[end]) + 2
+    path.write_text("".join(lines[:end]))
+
+
+def differences(one: Path, other: Path, *, but: Sequence[str] = ()) -> Iterator[str]:
+    """Where two finished runs differ: everything that they leave but times, memory and log, and the files of `but`."""
     for name, read in READ.items():
-        yield from _differences(read(one), read(other), name)
+        if name not in but:
+            yield from _differences(read(one), read(other), name)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -1,0 +1,133 @@
+"""`Run`: an experiment that is set up in its run folder; data, model, task and keeper are where a run resumes."""
+
+import json
+import os
+from dataclasses import dataclass
+
+import pytorch_lightning as pl
+import torch
+
+from modelforge import __version__
+from modelforge.assembly import build_model, run_batches, total_steps_of
+from modelforge.data.module import DataModule
+from modelforge.data.prepare import PreparedData, prepare
+from modelforge.experiment import Experiment, LoadedExperiment, resolved_toml
+from modelforge.files import set_aside, write_text
+from modelforge.model_file import TrainedPotential
+from modelforge.report import batch_summary, data_summary, model_summary
+from modelforge.run_folder import RunFolder, length_of
+from modelforge.slurm.allocation import end_time
+from modelforge.training.checkpoint import latest_checkpoint
+from modelforge.training.compilation import StepCompiler
+from modelforge.training.display import RunLog
+from modelforge.training.keeper import RunKeeper
+from modelforge.training.ledger import formula
+from modelforge.training.loss import weights_of
+from modelforge.training.precision import ForceDifference, difference_in_words, force_difference
+from modelforge.training.runtime import device_note
+from modelforge.training.task import TrainingTask
+from modelforge.training.trainer import reason_not_to_compile
+
+PRECISION_STRUCTURES = 8  # whose forces are compared with those in float64
+
+
+@dataclass(eq=False)
+class Run:
+    """A run that is set up: everything that `fit` needs."""
+
+    experiment: Experiment
+    resolved: str
+    folder: RunFolder
+    data: PreparedData
+    module: DataModule
+    task: TrainingTask
+    keeper: RunKeeper
+    trainer: pl.Trainer
+    log: RunLog
+
+    def potential(self, *, weights: str) -> TrainedPotential:
+        """The potential with the weights that the model has now; `weights` says which these are."""
+        return TrainedPotential(
+            model=self.task.model,
+            potential=self.experiment.potential,
+            dataset=self.experiment.dataset,
+            self_energies=self.data.reference.self_energies,
+            shifts=self.data.reference.shifts,
+            experiment=self.resolved,
+            weights=weights,
+            training_precision=self.experiment.runtime.precision,
+            matmul_precision=self.experiment.runtime.matmul_precision,
+        )
+
+
+def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log: RunLog) -> Run:
+    """Data, model, task and keeper, as they were where a run resumes."""
+    experiment = loaded.experiment
+    training, runtime = experiment.training, experiment.runtime
+    if runtime.num_threads:
+        torch.set_num_threads(runtime.num_threads)
+    log.line(f"modelforge {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads", style="dim")
+    if note := device_note(runtime):
+        log.line(f"note: {note}")
+    for loss_of_file in folder.losses():
+        log.line(f"note: {loss_of_file}")
+    loss = training.widest_loss
+    data = prepare(experiment.dataset, weights=weights_of(loss), split_file=folder.split, say=log.line)
+    resolved = resolved_toml(experiment, loaded.origins)
+    if trainer.is_global_zero:
+        write_text(folder.experiment, resolved)
+    batches = run_batches(experiment, data, rank=trainer.global_rank, num_processes=trainer.world_size, say=log.line)
+    model = build_model(experiment, data)
+    steps_per_epoch = batches.steps_per_epoch
+    for line in (*data_summary(data), *model_summary(experiment, model), batch_summary(experiment, batches), formula(loss)):
+        log.line(line)
+    total_steps = total_steps_of(experiment, steps_per_epoch)
+    refusal = reason_not_to_compile(runtime, trainer.strategy.root_device)
+    compiler = StepCompiler(
+        model,
+        loss,
+        mode=runtime.compile,
+        total_steps=total_steps,
+        refusal=refusal,
+        is_first_here=trainer.local_rank == 0,
+    )
+    task = TrainingTask(
+        model,
+        training,
+        compiler,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        num_subsets=len(data.structures.subset_names),
+        num_processes=trainer.world_size,
+        scaled_gradients=runtime.precision == "16-mixed",
+    )
+    keeper = RunKeeper(
+        training,
+        folder.path,
+        experiment=resolved,
+        length=json.dumps(length_of(experiment)),
+        end_of_job=end_time(os.environ),
+    )
+    keeper.metrics.tell = log.line
+    if (latest := latest_checkpoint(*folder.checkpoints)) is not None:
+        checkpoint, damage = latest
+        if damage:
+            log.line(f"note: {damage}; the run goes on from {folder.previous_checkpoint}, the one before")
+            if trainer.is_global_zero and folder.last_checkpoint.exists():
+                set_aside(folder.last_checkpoint)  # so that it does not become the one before
+        if checkpoint["best"] and not folder.best_checkpoint.exists():
+            log.line(f"note: {folder.best_checkpoint} is gone; it comes again with a better validation, and nothing needs it")
+        task.restore(checkpoint["task"])
+        keeper.restore(checkpoint)
+    return Run(experiment, resolved, folder, data, DataModule(batches), task, keeper, trainer, log)
+
+
+def measure_precision(run: Run) -> ForceDifference | None:
+    """Forces of the model as it is now against float64, in the log; None where all is float64."""
+    runtime, model = run.experiment.runtime, run.task.model
+    if runtime.precision == "64-true":
+        return None
+    batch = run.module.batches.sample(PRECISION_STRUCTURES).to(model.scale.device)
+    found = force_difference(model, batch, precision=runtime.precision, matmul=runtime.matmul_precision)
+    run.log.line(difference_in_words(found))
+    return found
