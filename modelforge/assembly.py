@@ -22,8 +22,12 @@ def total_steps_of(experiment: Experiment, steps_per_epoch: int) -> int:
     """Batches until the run ends, if nothing ends it before."""
     training = experiment.training
     by_epochs = training.max_epochs * steps_per_epoch
-    by_steps = training.max_steps * training.accumulate_batches if training.max_steps else by_epochs
-    return min(by_epochs, by_steps)
+    if training.max_steps is None:
+        return by_epochs
+    # Batches are summed up from one validation to the next; the last optimizer step before one may have fewer of them.
+    stretch, accumulated = training.validation_interval(steps_per_epoch), training.accumulate_batches
+    whole, rest = divmod(training.max_steps, -(-stretch // accumulated))
+    return min(by_epochs, whole * stretch + rest * accumulated)
 
 
 def run_batches(

@@ -78,7 +78,7 @@ def train(
     """Train, test and report. The same command starts a run, resumes it, or says that it is finished."""
     from modelforge.experiment import load
     from modelforge.train import train as run
-    from modelforge.training.keeper import Interrupted
+    from modelforge.training.stop_signal import Interrupted
 
     experiment = load(config, [*(settings or []), *_folder_setting(run_folder)])
     try:

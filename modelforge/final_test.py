@@ -3,7 +3,8 @@
 S structures, N atoms of a set.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ import torch.distributed
 
 from modelforge.data.prepare import PreparedData
 from modelforge.data.store.prepared_once import Say
-from modelforge.data.structures import Structures
+from modelforge.data.structures import Integers, Structures
+from modelforge.errors import RunFailure
 from modelforge.evaluate import Evaluation, evaluate, metrics_of, notes_of, write_predictions
 from modelforge.files import replacing
 from modelforge.model_file import TrainedPotential
 from modelforge.run_folder import RunFolder
 from modelforge.training.metrics import ErrorSums
 from modelforge.training.section import TrainingSection
+from modelforge.training.stop_signal import Interrupted
 
 
-def tested_sets(
+def evaluate_sets(
     trained: TrainedPotential,
     data: PreparedData,
     training: TrainingSection,
@@ -30,34 +33,75 @@ def tested_sets(
     folder: RunFolder,
     device: torch.device,
     say: Say,
+    stop_if_asked: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Errors of each set; its predictions go to the run folder. Of several processes only the first gives errors."""
     rank, num_processes = _place_among_processes()
+    evaluated = partial(_evaluated, trained, training=training, device=device, num_processes=num_processes)
+    sets = {name: _taken(structures, members) for name, (structures, members) in data.evaluated_sets().items()}
+    if num_processes > 1:
+        _write_shares({name: folder.shares(name, num_processes)[rank] for name in sets}, sets, evaluated, stop_if_asked)
+        if rank > 0:
+            return {}
+    else:
+        stop_if_asked()
     metrics: dict[str, Any] = {}
-    for name, (structures, members) in data.evaluated_sets().items():
-        everything = structures.take(members) if len(members) < len(structures) else structures
-        own = everything if num_processes == 1 else everything.take(np.arange(len(members))[rank::num_processes])
-        found = _evaluated(trained, own, training, device) if len(own) else None
-        if num_processes > 1:
-            found = _together(trained, everything, found, shares=folder.shares(name, num_processes), rank=rank)
-        if found is None:
-            continue
+    for name, structures in sets.items():
+        shares = folder.shares(name, num_processes)
+        found = evaluated(structures) if num_processes == 1 else _merged(trained, structures, shares)
         metrics[name] = found.metrics
-        write_predictions(folder.predictions(name), everything, found)
+        write_predictions(folder.predictions(name), structures, found)
+        for share in shares:
+            share.unlink(missing_ok=True)
         for note in found.notes:
             say(f"note: {name}: {note}")
     return metrics
 
 
-def _evaluated(trained: TrainedPotential, own: Structures, training: TrainingSection, device: torch.device) -> Evaluation:
+def _taken(structures: Structures, members: Integers) -> Structures:
+    return structures.take(members) if len(members) < len(structures) else structures
+
+
+def _evaluated(
+    trained: TrainedPotential, structures: Structures, *, training: TrainingSection, device: torch.device, num_processes: int
+) -> Evaluation:
+    """Batches are shares of those that all processes have together."""
     return evaluate(
         trained,
-        own,
-        batch_size=training.evaluation_batch_size,
-        max_edges=training.max_edges,
-        max_atoms=training.max_atoms,
+        structures,
+        batch_size=-(-training.evaluation_batch_size // num_processes),
+        max_edges=training.max_edges and -(-training.max_edges // num_processes),
+        max_atoms=training.max_atoms and -(-training.max_atoms // num_processes),
         device=device,
     )
+
+
+def _write_shares(
+    paths: Mapping[str, Path],
+    sets: Mapping[str, Structures],
+    evaluated: Callable[[Structures], Evaluation],
+    stop_if_asked: Callable[[], None],
+) -> None:
+    """The share of this process of each set; done on all processes, or a failure on all: none waits for one that has failed."""
+    rank, num_processes = _place_among_processes()
+    failure: Exception | None = None
+    try:
+        stop_if_asked()
+        for name, structures in sets.items():
+            own = structures.take(np.arange(len(structures))[rank::num_processes])
+            if len(own):
+                _write_share(paths[name], evaluated(own))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the others have to know first
+        failure = error
+    outcomes: list[str | None] = [None] * num_processes
+    is_stopped = isinstance(failure, Interrupted)
+    torch.distributed.all_gather_object(outcomes, None if failure is None else "stopped" if is_stopped else "failed")
+    if failure is not None:
+        raise failure
+    if "failed" in outcomes:
+        raise RunFailure(f"the test failed on process {outcomes.index('failed')}, whose message says why")
+    if "stopped" in outcomes:
+        raise Interrupted("a signal to another process, in the test")
 
 
 def _place_among_processes() -> tuple[int, int]:
@@ -65,21 +109,6 @@ def _place_among_processes() -> tuple[int, int]:
     if not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
-def _together(
-    trained: TrainedPotential, structures: Structures, own: Evaluation | None, *, shares: list[Path], rank: int
-) -> Evaluation | None:
-    """The evaluation of all structures from the shares of the processes, on the first one; None on the others."""
-    if own is not None:
-        _write_share(shares[rank], own)
-    torch.distributed.barrier()
-    if rank > 0:
-        return None
-    merged = _merged(trained, structures, shares)
-    for share in shares:
-        share.unlink(missing_ok=True)
-    return merged
 
 
 def _write_share(path: Path, share: Evaluation) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from modelforge import __version__
 from modelforge.files import write_text
-from modelforge.final_test import tested_sets
+from modelforge.final_test import evaluate_sets
 from modelforge.model_file import FILE_NAME, FIRST_STAGE_FILE_NAME, TrainedPotential, save_potential
 from modelforge.report import data_report, error_table
 from modelforge.run import Run, measure_precision
@@ -24,13 +24,23 @@ Results = dict[str, Any]
 
 def finish(run: Run) -> Results:
     """Write the product, test the best weights, write the results; the first process gives them."""
+    if not (run.trainer.is_global_zero or torch.distributed.is_initialized()):
+        return {}  # only the test was missing, which the first process does alone
     for place, best in enumerate(run.keeper.best):
         trained = best_potential(run, best)
         if run.trainer.is_global_zero:
             is_last = place == len(run.keeper.best) - 1
             save_potential(run.folder.path / (FILE_NAME if is_last else FIRST_STAGE_FILE_NAME), trained)
     device, log = run.trainer.strategy.root_device, run.log
-    metrics = tested_sets(trained, run.data, run.experiment.training, folder=run.folder, device=device, say=log.line)
+    metrics = evaluate_sets(
+        trained,
+        run.data,
+        run.experiment.training,
+        folder=run.folder,
+        device=device,
+        say=log.line,
+        stop_if_asked=run.keeper.stop_signal.raise_if_noted,
+    )
     if not run.trainer.is_global_zero:
         return {}
     precision = measure_precision(run)
@@ -47,7 +57,7 @@ def best_potential(run: Run, best: BestWeights) -> TrainedPotential:
     run.task.model.load_state_dict(best["weights"])
     run.task.model.eval()
     epoch = best["steps"] / run.task.steps_per_epoch
-    stage = " of the second stage" if best["is_second_stage"] else ""
+    stage = " (second stage)" if best["is_second_stage"] else ""
     return run.potential(weights=f"best epoch {epoch:.4g}{stage}, {best['kind']}")
 
 

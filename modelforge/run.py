@@ -25,6 +25,7 @@ from modelforge.training.ledger import formula
 from modelforge.training.loss import weights_of
 from modelforge.training.precision import ForceDifference, difference_in_words, force_difference
 from modelforge.training.runtime import device_note
+from modelforge.training.stop_signal import StopSignal
 from modelforge.training.task import TrainingTask
 from modelforge.training.trainer import reason_not_to_compile
 
@@ -60,7 +61,7 @@ class Run:
         )
 
 
-def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log: RunLog) -> Run:
+def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log: RunLog, stop_signal: StopSignal) -> Run:
     """Data, model, task and keeper, as they were where a run resumes."""
     experiment = loaded.experiment
     training, runtime = experiment.training, experiment.runtime
@@ -72,7 +73,9 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
     for loss_of_file in folder.losses():
         log.line(f"note: {loss_of_file}")
     loss = training.widest_loss
-    data = prepare(experiment.dataset, weights=weights_of(loss), split_file=folder.split, say=log.line)
+    # Of several processes one writes the split; the others draw the same, or read it if it is there.
+    split_file = folder.split if trainer.is_global_zero or folder.split.exists() else None
+    data = prepare(experiment.dataset, weights=weights_of(loss), split_file=split_file, say=log.line)
     resolved = resolved_toml(experiment, loaded.origins)
     if trainer.is_global_zero:
         write_text(folder.experiment, resolved)
@@ -99,6 +102,7 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
         total_steps=total_steps,
         num_subsets=len(data.structures.subset_names),
         num_processes=trainer.world_size,
+        is_first_process=trainer.is_global_zero,
         scaled_gradients=runtime.precision == "16-mixed",
     )
     keeper = RunKeeper(
@@ -106,6 +110,7 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
         folder.path,
         experiment=resolved,
         length=json.dumps(length_of(experiment)),
+        stop_signal=stop_signal,
         end_of_job=end_time(os.environ),
     )
     keeper.metrics.tell = log.line

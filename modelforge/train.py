@@ -5,6 +5,8 @@ The same call starts a run, resumes it after any interruption, or finds it finis
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -14,6 +16,7 @@ from rich.console import Console
 from modelforge import __version__
 from modelforge.data.sources.extxyz.writer import write_extxyz
 from modelforge.disk import disk_failures_told
+from modelforge.errors import RunFailure, UserError
 from modelforge.experiment import LoadedExperiment
 from modelforge.finish import Results, finish
 from modelforge.rehearsal.rehearsal import Rehearsal
@@ -28,7 +31,8 @@ from modelforge.training.display import LiveBar, PlainLines, RunLog
 from modelforge.training.listener import Listener
 from modelforge.training.not_finite import NotFinite
 from modelforge.training.precision import matmul_precision
-from modelforge.training.processes import introduce
+from modelforge.training.processes import introduce, kept_together
+from modelforge.training.stop_signal import Interrupted, StopSignal
 from modelforge.training.stretches import next_stretch, num_stretches
 from modelforge.training.trainer import build_trainer
 
@@ -51,14 +55,28 @@ def train(loaded: LoadedExperiment, console: Console, *, with_rehearsal: bool = 
     trainer = build_trainer(experiment.runtime, experiment.training, folder=str(folder.path))
     # Every process of a run comes through here; the first one speaks for all.
     log = RunLog(console, folder.log) if trainer.is_global_zero else RunLog(Console(quiet=True), None)
-    with disk_failures_told(folder), matmul_precision(experiment.runtime.matmul_precision):
+    arithmetic = matmul_precision(experiment.runtime.matmul_precision)
+    with _end_logged(log), disk_failures_told(folder), arithmetic, StopSignal() as stop_signal, kept_together(trainer):
         if trainer.is_global_zero:
             folder.remove_leftovers()
         for note in notes:
             log.line(f"note: {note}")
-        run = set_up(loaded, folder, trainer, log)
+        run = set_up(loaded, folder, trainer, log, stop_signal)
         fit(run, with_rehearsal=with_rehearsal)
         return finish(run)
+
+
+@contextmanager
+def _end_logged(log: RunLog) -> Iterator[None]:
+    """The log says how a run ended that did not finish; the command line says it on the console."""
+    try:
+        yield
+    except Interrupted as stop:
+        log.line(f"stopped ({stop})", shown=False)
+        raise
+    except (UserError, RunFailure) as error:
+        log.line(f"stopped: {error}", shown=False)
+        raise
 
 
 def fit(run: Run, *, with_rehearsal: bool) -> None:
@@ -74,7 +92,7 @@ def fit(run: Run, *, with_rehearsal: bool) -> None:
     next_stretch(run.module, task, training)
     introduce(run.trainer, facts=_facts(run), say=run.log.line)
     try:
-        with run.keeper.stop_signal:
+        with run.keeper.stop_signal.only_noted():
             run.trainer.fit(task, datamodule=run.module)
     except NotFinite as failure:
         raise _with_batch(run, failure) from failure

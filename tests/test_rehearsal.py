@@ -218,7 +218,7 @@ def keeping(calls: list, function: Callable) -> Callable:
 def test_the_largest_batch_of_a_test_set_is_tried_before_its_extremes(data: Path, tmp_path: Path, monkeypatch):
     run = rehearsal(data, tmp_path, "training.evaluation_batch_size=3")
     tested: list[PreparedData] = []
-    monkeypatch.setattr(ending, "tested_sets", keeping(tested, ending.tested_sets))
+    monkeypatch.setattr(ending, "evaluate_sets", keeping(tested, ending.evaluate_sets))
     assert run.data.tests["hot"].structures.num_atoms.tolist() == 5 * [11, 10]
     rehearse(with_test_set(run, lambda structures: structures.take(np.array([1, 1, 1, 0, 0, 0, 1, 0, 1, 0]))))
     sets = tested[0].evaluated_sets()
@@ -445,14 +445,14 @@ def test_a_test_set_that_cannot_be_predicted_fails_before_the_training(run: Rehe
 
 
 def test_errors_of_a_test_set_that_would_be_left_out_fail_before_the_training(run: Rehearsal, monkeypatch):
-    real = ending.tested_sets
+    real = ending.evaluate_sets
 
     def spoiled(*arguments: object, **options: object) -> dict:
         metrics = real(*arguments, **options)
         metrics["hot"]["num_energy_labels"] -= 1
         return metrics
 
-    monkeypatch.setattr(ending, "tested_sets", spoiled)
+    monkeypatch.setattr(ending, "evaluate_sets", spoiled)
     assert re.match(r"dataset: the set 'hot' \(such as \S*hot\.xyz:\d+\): predicted energies and forces must be", message(run))
 
 

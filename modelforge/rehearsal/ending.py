@@ -24,7 +24,7 @@ from modelforge.data.store.prepared_once import silent
 from modelforge.data.structures import Integers, Structures
 from modelforge.errors import UserError
 from modelforge.files import write_text
-from modelforge.final_test import tested_sets
+from modelforge.final_test import evaluate_sets
 from modelforge.model_file import FILE_NAME, load_potential, save_potential
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.rehearsal.rehearsal import Rehearsal, RehearsalFailed, bytes_in_words, no_number
@@ -74,7 +74,7 @@ def tested_few(run: Rehearsal) -> dict[str, Any]:
     folder = _folder(run)
     try:
         trained = load_potential(folder.path, device=run.device)
-        return tested_sets(trained, _few(run), run.experiment.training, folder=folder, device=run.device, say=silent)
+        return evaluate_sets(trained, _few(run), run.experiment.training, folder=folder, device=run.device, say=silent)
     except OSError as error:
         raise _not_writable(run, error) from error
 
@@ -104,7 +104,7 @@ def _full_grown(run: Rehearsal, model: EnergyModel, optimizer: Optimizer) -> Che
     """A checkpoint of now with what it has only later on: what the optimizer keeps, and the best weights of each stage."""
     made = run.make_checkpoint()
     task = TaskState({**made["task"], "optimizer": optimizer.state_dict()})
-    best = BestWeights(steps=0, kind="raw", is_second_stage=False, loss=0.0, weights=dict(model.state_dict()))
+    best = BestWeights(steps=0, kind="raw", is_second_stage=False, weights=dict(model.state_dict()))
     num_stages = 1 if run.experiment.training.second_stage.start_epoch is None else 2
     return Checkpoint({**made, "task": task, "best": [best] * num_stages})
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from modelforge.errors import UserError
+from modelforge.errors import RunFailure, UserError
 from modelforge.rehearsal.ending import remove_traces, tested_few, write_checkpoint, write_product, write_report
 from modelforge.rehearsal.heaviest_batches import sum_gradients, train_heaviest, validate_heaviest
 from modelforge.rehearsal.rehearsal import Rehearsal, RehearsalFailed, is_out_of_memory, peak_memory
@@ -77,7 +77,7 @@ def _failures_told(run: Rehearsal, part: str) -> Iterator[None]:
     """Say of any failure in which part it came, and what can be done about it."""
     try:
         yield
-    except UserError as error:
+    except (UserError, RunFailure) as error:
         raise UserError(f"{error} (found by the rehearsal in its {part}; nothing was trained)") from error
     except Exception as error:
         told = f"the rehearsal failed in its {part} ({in_a_line(error)}"

@@ -5,6 +5,7 @@ Schema 2: `progress`, sums of each loss term, two stages, best weights in every 
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,19 @@ def _from_1(old: Stored, path: Path, read: Read) -> Stored:
 def _best_of_1(old: Stored, path: Path, read: Read) -> list[Stored]:
     """Best weights lay in best.ckpt, beside last.ckpt; where that is gone, those of last.ckpt are the best that there are."""
     beside = path.with_name("best.ckpt")
-    if path == beside or not beside.exists():
+    found = _readable(beside, read) if path != beside else None
+    if found is None:
         task = old["task"]
         weights = {**task["weights"], **task["averaged_weights"]}
         is_average = any(not torch.equal(task["weights"][name], tensor) for name, tensor in task["averaged_weights"].items())
         return [{"steps": task["steps"], "kind": "EMA" if is_average else "raw", "is_second_stage": False, "weights": weights}]
-    found: list[Stored] = list(read(beside)["best"])
-    return found
+    return list(found["best"])
+
+
+def _readable(path: Path, read: Read) -> Mapping[str, Any] | None:
+    with suppress(UserError):
+        return read(path)
+    return None
 
 
 UPGRADES: Mapping[int, Callable[[Stored, Path, Read], Stored]] = {1: _from_1}

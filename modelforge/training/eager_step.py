@@ -33,4 +33,7 @@ class EagerStep:
         prediction = self.model(batch.graph, forces=self.loss.forces_weight > 0, stress=self.loss.stress_weight > 0)
         sums = term_sums(self.loss, prediction, batch.labels, batch.graph, batch.weight)
         detached = Prediction(*(tensor.detach() for tensor in tensors_of(prediction)))
-        return StepResult((sums[:, 0] * scales).sum(), sums.detach(), detached)
+        loss = (sums[:, 0] * scales).sum()
+        if not self.loss.energy_weight:
+            loss = loss + 0.0 * prediction.energy.sum()  # so that each weight has a gradient, as DDP expects
+        return StepResult(loss, sums.detach(), detached)

@@ -24,10 +24,10 @@ from modelforge.training.metrics_file import MetricsFile
 from modelforge.training.not_finite import NotFinite, not_finite
 from modelforge.training.progress import BestWeights, Progress
 from modelforge.training.section import TrainingSection
-from modelforge.training.stop_signal import StopSignal
+from modelforge.training.stop_signal import Interrupted, StopSignal
 from modelforge.training.stretches import next_stretch
 from modelforge.training.task import TrainingTask
-from modelforge.training.validation import Stretch, validation_of
+from modelforge.training.validation import StepClock, validation_of
 
 STEPS_BETWEEN_AGREEMENTS = 20  # of several processes, on whether to stop
 SECONDS_BETWEEN_SAVES = 20.0  # at validations
@@ -36,15 +36,18 @@ SECONDS_BETWEEN_LOOKS = 0.1  # at a process that compiles
 SECONDS_BETWEEN_CHECKS = 10.0  # of the loss, which make the host wait for the device
 
 
-class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is written."""
-
-
 class RunKeeper(pl.Callback):
     """Keeps a run in its folder."""
 
     def __init__(
-        self, section: TrainingSection, folder: Path, *, experiment: str, length: str, end_of_job: float | None = None
+        self,
+        section: TrainingSection,
+        folder: Path,
+        *,
+        experiment: str,
+        length: str,
+        stop_signal: StopSignal,
+        end_of_job: float | None = None,
     ) -> None:
         """`length`: the keys that decide when the run ends; `end_of_job`: in seconds since 1970."""
         self.section, self.folder, self.experiment, self.length = section, folder, experiment, length
@@ -52,9 +55,9 @@ class RunKeeper(pl.Callback):
         self.progress = Progress()
         self.best: list[BestWeights] = []  # of each stage so far
         self.metrics = MetricsFile(folder / "metrics.csv")
-        self.stop_signal = StopSignal()
+        self.stop_signal = stop_signal
         self.deadline = Deadline(end_of_job)
-        self.stretch = Stretch()
+        self.clock = StepClock()
         self._begun = self._checked = time.perf_counter()
         self._saved = time.perf_counter() - SECONDS_BETWEEN_SAVES  # the first validation is saved at once
         self._best_checkpoint: Checkpoint | None = None  # not on disk yet
@@ -85,6 +88,7 @@ class RunKeeper(pl.Callback):
         """Start the clock; a validation that is owed comes next."""
         task = _task(pl_module)
         self._begun = time.perf_counter()
+        self.deadline.begin()
         task.compiler.tell = self.say
         self.progress.reason = self.progress.ended_with = ""
         if trainer.is_global_zero:
@@ -100,7 +104,7 @@ class RunKeeper(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Start the clock of a step."""
-        self.stretch.begin_step()
+        self.clock.begin_step()
 
     def on_train_batch_end(
         self,
@@ -112,7 +116,7 @@ class RunKeeper(pl.Callback):
     ) -> None:
         """Show the step; act on signals and limits."""
         task = _task(pl_module)
-        self.stretch.end_step(batch.graph.num_structures)
+        self.clock.end_step(batch.graph.num_structures)
         for listener in self.listeners:
             listener.stepped(step=task.steps)
         if self._time_to_look(trainer, task):
@@ -155,12 +159,12 @@ class RunKeeper(pl.Callback):
         )
         if is_faulty:
             raise self._not_finite(trainer, task, f"a loss is not finite at step {task.steps}")
+        if is_to_stop or is_to_save:
+            task.pool_training_sums()
+            self.save(trainer, task)
         if is_to_stop:
-            self.save(trainer, task)
             raise Interrupted(f"{self._reason_to_stop} at step {task.steps}")
-        self._end_if_due(trainer, task, is_over_time)
-        if is_to_save:
-            self.save(trainer, task)
+        self._end_if_due(trainer, is_over_time)
 
     def _looks_faulty(self, task: TrainingTask) -> bool:
         """Whether the loss is not finite; looked at seldom, as the host waits for the device."""
@@ -178,19 +182,19 @@ class RunKeeper(pl.Callback):
 
     @property
     def _reason_to_stop(self) -> str:
-        return "the time limit of the job is near" if self.stop_signal.number is None else self.stop_signal.name
+        is_of_this_process = self.stop_signal.number is not None or not self.deadline.is_near()
+        return self.stop_signal.name if is_of_this_process else "the time limit of the job is near"
 
-    def _end_if_due(self, trainer: pl.Trainer, task: TrainingTask, is_over_time: bool) -> None:
-        """Let the trainer come to an end of its own at a limit."""
-        if self.section.max_steps is not None and task.optimizer_steps >= self.section.max_steps:
-            trainer.should_stop = True
-        elif is_over_time and not trainer.should_stop:
+    def _end_if_due(self, trainer: pl.Trainer, is_over_time: bool) -> None:
+        """Let the trainer come to an end of its own at the limit of time; that of steps is in the total number of steps."""
+        if is_over_time and not trainer.should_stop:
             self.progress.reason = f"max_time ({self.section.max_time}) reached"
             trainer.should_stop = True
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember that one has begun."""
+        """Remember that one has begun; it may be saved in the middle of it, where processes do not meet."""
         self.progress.is_validating = True
+        _task(pl_module).pool_training_sums()
 
     def on_validation_batch_end(
         self,
@@ -214,16 +218,20 @@ class RunKeeper(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the errors, adapt the learning rate, keep the best weights, decide whether to stop."""
         task = _task(pl_module)
-        found = validation_of(trainer, task, _data(trainer), self.stretch, self.seconds)
+        found = validation_of(trainer, task, _data(trainer), self.clock, self.seconds)
         if found.faulty_loss:
             raise self._not_finite(trainer, task, f"the {found.faulty_loss} loss is not finite at step {task.steps}")
-        is_best = self.progress.scored(found.validation_loss, step=task.steps, threshold=self.section.early_stopping.threshold)
-        task.learning_rate.after_validation(found.validation_loss, task.steps)
+        # One that ends a run between two regular ones would not be there if the run had been longer: nothing waits for it.
+        is_regular = task.steps % self.section.validation_interval(task.steps_per_epoch) == 0
+        threshold = self.section.early_stopping.threshold if is_regular else None
+        is_best = self.progress.scored(found.validation_loss, step=task.steps, threshold=threshold)
+        if is_regular:
+            task.learning_rate.after_validation(found.validation_loss, task.steps)
         is_to_stop, is_over_time = any_process(
             trainer, (self._is_to_stop, self.section.seconds is not None and self.seconds > self.section.seconds)
         )
         self._record(trainer, task, found, is_best=is_best)
-        self._end_if_due(trainer, task, is_over_time)
+        self._end_if_due(trainer, is_over_time)
         self._end_a_stage_if_due(trainer, task)
         is_over = trainer.should_stop or task.steps >= task.total_steps
         if is_over:
@@ -244,7 +252,7 @@ class RunKeeper(pl.Callback):
             logger.log_metrics({key: value for key, value in found.row().items() if value is not None}, task.steps)
         task.training_sums.zero_()
         task.training_errors.reset()
-        self.stretch = Stretch()
+        self.clock = StepClock()
         if is_best:
             self._remember_best(task)
         if not trainer.is_global_zero:
@@ -258,7 +266,6 @@ class RunKeeper(pl.Callback):
             steps=task.steps,
             kind=task.average.name,
             is_second_stage=task.is_second_stage,
-            loss=self.progress.best_loss,
             weights=task.product_weights(),
         )
         self.best = [*(other for other in self.best if other["is_second_stage"] != task.is_second_stage), best]
@@ -268,7 +275,7 @@ class RunKeeper(pl.Callback):
         if trainer.should_stop:
             return
         if why := second_stage_due(self.section, self.progress, task):
-            self.progress.begin_second_stage(task.steps)
+            self.progress.begin_second_stage()
             task.begin_second_stage()
             self.say(f"second stage from epoch {task.steps / task.steps_per_epoch:.4g} on ({why}): {task.stage_in_words()}")
         elif why := early_stopping(self.section, self.progress):

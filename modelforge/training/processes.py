@@ -9,7 +9,8 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -22,9 +23,9 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.nn.parallel import DistributedDataParallel
 
 from modelforge.errors import RunFailure, UserError
-from modelforge.training.keeper import Interrupted
 from modelforge.training.lifeline import Lifeline
 from modelforge.training.roll_call import Meeting, Presence, Say, call_roll, open_store
+from modelforge.training.stop_signal import Interrupted
 
 LAUNCHED_BY = "MODELFORGE_LAUNCHED_BY"  # the process that started this one
 SECONDS_TO_END = 5.0  # for children, before process 0 ends them
@@ -52,7 +53,7 @@ class TrainingProcesses(DDPStrategy):
             timeout=LONGEST_WAIT,
             **buffers,
             gradient_as_bucket_view=True,
-            find_unused_parameters=False,  # all take part in each loss
+            find_unused_parameters=False,  # all take part in each loss, see `EagerStep`
         )
         self.startup_timeout = startup_timeout
         self.facts: Mapping[str, str] = {}
@@ -82,11 +83,6 @@ class TrainingProcesses(DDPStrategy):
         )
         if backend == "nccl":
             atexit.register(_destroy_dist_connection)
-
-    def teardown(self) -> None:
-        """The training is over: from here on each process is on its own."""
-        self._launcher.leave()
-        super().teardown()
 
     def _meeting(self) -> Meeting:
         assert self.cluster_environment is not None
@@ -133,7 +129,7 @@ class ProcessLauncher(_SubprocessScriptLauncher):
         except Interrupted:  # on which all have agreed
             raise
         except BaseException as error:
-            self._break_off(error)
+            self.break_off(error)
             raise
 
     def leave(self) -> None:
@@ -147,7 +143,7 @@ class ProcessLauncher(_SubprocessScriptLauncher):
         codes = {first_rank + number: process.poll() for number, process in enumerate(self.procs, start=1)}
         return {rank: code for rank, code in codes.items() if code is not None}
 
-    def _break_off(self, error: BaseException) -> None:
+    def break_off(self, error: BaseException) -> None:
         """Let nobody wait for a process that has failed, this one or another."""
         if self.lifeline is None:  # the roll call has failed, alike for all
             return
@@ -175,6 +171,23 @@ class ProcessLauncher(_SubprocessScriptLauncher):
                 process.wait(SECONDS_TO_END)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+@contextmanager
+def kept_together(trainer: pl.Trainer) -> Iterator[None]:
+    """Until the end of this the processes of a trainer wait for each other: a failure of one, also after the fit, ends all."""
+    launcher = trainer.strategy.launcher
+    try:
+        yield
+    except Interrupted:
+        raise
+    except BaseException as error:
+        if isinstance(launcher, ProcessLauncher):
+            launcher.break_off(error)
+        raise
+    finally:
+        if isinstance(launcher, ProcessLauncher):
+            launcher.leave()
 
 
 def introduce(trainer: pl.Trainer, *, facts: Mapping[str, str], say: Say) -> None:

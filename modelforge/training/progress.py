@@ -1,7 +1,7 @@
 """`Progress`: what a run continues from besides its task: best loss, patience, time, stage, and why it ended."""
 
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -12,7 +12,6 @@ class BestWeights(TypedDict):
     steps: int
     kind: str  # "EMA", "SWA" or "raw"
     is_second_stage: bool
-    loss: NotRequired[float]
     weights: dict[str, Tensor]
 
 
@@ -27,22 +26,25 @@ class Progress:
     ended_with: str = ""  # the keys that decided on that: with others it may go on
     validated_step: int = -1  # of the last validation that is recorded
     is_validating: bool = False  # a validation has begun that is not recorded
-    second_stage_step: int | None = None  # from which the second stage goes on
 
     @property
     def owes_validation(self) -> bool:
         """Whether the run begins with a validation: a new one, or one that was cut in a validation."""
         return self.validated_step < 0 or self.is_validating
 
-    def scored(self, loss: float, *, step: int, threshold: float) -> bool:
-        """Note a validation loss; whether it is the best of this stage. A relative improvement by `threshold` counts."""
+    def scored(self, loss: float, *, step: int, threshold: float | None) -> bool:
+        """Note a validation loss; whether it is the best of this stage.
+
+        A relative improvement by `threshold` ends the waiting for one; with None the validation does not count as waited for.
+        """
         is_best = loss < self.best_loss
-        counts = loss < self.best_loss * (1.0 - threshold)
-        self.validations_without_improvement = 0 if counts else self.validations_without_improvement + 1
+        if threshold is not None:
+            improves = loss < self.best_loss * (1.0 - threshold)
+            self.validations_without_improvement = 0 if improves else self.validations_without_improvement + 1
         self.best_loss = min(loss, self.best_loss)
         self.validated_step, self.is_validating = step, False
         return is_best
 
-    def begin_second_stage(self, step: int) -> None:
+    def begin_second_stage(self) -> None:
         """Losses of other weights cannot be compared with those before."""
-        self.second_stage_step, self.best_loss, self.validations_without_improvement = step, float("inf"), 0
+        self.best_loss, self.validations_without_improvement = float("inf"), 0

@@ -17,7 +17,9 @@ from torch.distributed import DistNetworkError, DistStoreError, TCPStore  # type
 from torch.distributed.distributed_c10d import Store
 
 from modelforge.errors import UserError
+from modelforge.training.stop_signal import Interrupted
 
+STOPPED_EARLY, ASKED_TO_STOP = 75, "another process was asked to stop before the start"
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_OF_SILENCE = 10.0  # before it is said who is awaited
 SECONDS_TO_READ = 10.0  # the verdict, before process 0 and its store may go
@@ -116,6 +118,8 @@ def call_roll(
             )
         store.set(f"presence/{me.rank}", json.dumps(asdict(me)))
         verdict = _judge(store, meeting, say, ended) if me.rank == 0 else _await_verdict(store, meeting)
+        if verdict == ASKED_TO_STOP:
+            raise Interrupted(verdict)
         if verdict:
             raise UserError(verdict)
         return _present(store, range(meeting.num_processes))
@@ -169,6 +173,8 @@ def _present(store: Store, ranks: Sequence[int]) -> list[Presence]:
 
 def _absence(missing: Sequence[int], here: Sequence[Presence], meeting: Meeting, ended: Mapping[int, int]) -> str:
     codes = {rank: code for rank, code in ended.items() if rank in missing}
+    if STOPPED_EARLY in codes.values():
+        return ASKED_TO_STOP
     if codes:
         ends = ", ".join(f"process {rank} with exit code {code}" for rank, code in codes.items())
         return f"the run cannot start: {ends} ended before the start; its output says why"

@@ -77,6 +77,8 @@ class RuntimeSection(Section):
             yield "devices", f"must not name a device twice (got {list(self.devices)})"
         if self.accelerator == "cpu" and isinstance(self.devices, tuple):
             yield "devices", f"must be a number on the CPU, which has no indices (got {list(self.devices)})"
+        if self.precision == "64-true" and self.matmul_precision != "highest":
+            yield "matmul_precision", 'has no effect with precision = "64-true", whose products are never rounded; remove it'
         if self.accelerator == "cpu" and self.precision == "16-mixed":
             yield "precision", "must be 'bf16-mixed', '32-true' or '64-true' on the CPU (got '16-mixed')"
 

@@ -10,7 +10,7 @@ from modelforge.section import Count, NonNegative, Section, SectionError
 from modelforge.training.clipping import ClippingSection, RunningNorm
 from modelforge.training.learning_rate import LearningRateSection, ReduceOnPlateau
 from modelforge.training.loss import TERMS, LossSection, weights_of
-from modelforge.training.loss_weights import ConstantWeight, weight_at
+from modelforge.training.loss_weights import ConstantWeight, LinearWeight, weight_at
 from modelforge.training.optimizer import AdamWSection, OptimizerSection
 from modelforge.training.second_stage import SecondStage
 from modelforge.training.weight_average import WeightAverageSection
@@ -79,6 +79,23 @@ class TrainingSection(Section):
         return {**values, "batch_size": None} if self.max_edges or self.max_atoms else values
 
     @model_validator(mode="after")
+    def _weights_mean_something(self) -> "TrainingSection":
+        if not any(self.weights_at(float("inf"), is_second_stage=False)):
+            raise SectionError(
+                ("loss.energy_weight", "all weights end at 0, so that no validation could be compared; let one stay above 0")
+            )
+        for term in TERMS:
+            schedule = getattr(self.loss, f"{term}_schedule")
+            if isinstance(schedule, ConstantWeight):
+                continue
+            key, last = f"loss.{term}_schedule", schedule.end_epoch if isinstance(schedule, LinearWeight) else schedule.epoch
+            if term not in weights_of(self.loss):
+                raise SectionError((key, f"has no effect, as the weight of {term} is 0 all the time; set loss.{term}_weight"))
+            if last > self.max_epochs:
+                raise SectionError((key, f"must end by max_epochs, {self.max_epochs} (ends at epoch {last:g})"))
+        return self
+
+    @model_validator(mode="after")
     def _second_stage_trains(self) -> "TrainingSection":
         if self.second_stage.start_epoch is not None:
             if not any(self.weights_at(float("inf"), is_second_stage=True)):
@@ -111,10 +128,11 @@ class TrainingSection(Section):
         return [self._weight_at(term, epoch, is_second_stage) for term in weights_of(self.widest_loss)]
 
     def _weight_at(self, term: str, epoch: float, is_second_stage: bool) -> float:
-        later = self.second_stage.weight(term) if is_second_stage else None
-        if later is not None:
-            return later
-        return weight_at(getattr(self.loss, f"{term}_schedule"), getattr(self.loss, f"{term}_weight"), epoch)
+        final: float = getattr(self.loss, f"{term}_weight")
+        if is_second_stage:  # which ends all schedules
+            later = self.second_stage.weight(term)
+            return final if later is None else later
+        return weight_at(getattr(self.loss, f"{term}_schedule"), final, epoch)
 
     def validation_interval(self, steps_per_epoch: int) -> int:
         """Batches from one validation to the next."""

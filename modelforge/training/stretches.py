@@ -9,10 +9,10 @@ def next_stretch(data: DataModule, task: TrainingTask, section: TrainingSection)
     """Let the data module hand out the batches up to the next validation."""
     length = section.validation_interval(task.steps_per_epoch)
     data.first_step = task.steps
-    data.last_step = min((task.steps // length + 1) * length, task.total_steps)
+    data.last_step = max(task.steps, min((task.steps // length + 1) * length, task.total_steps))
 
 
 def num_stretches(task: TrainingTask, section: TrainingSection) -> int:
     """Stretches that are still to come."""
     length = section.validation_interval(task.steps_per_epoch)
-    return -(-task.total_steps // length) - task.steps // length
+    return max(0, -(-task.total_steps // length) - task.steps // length)

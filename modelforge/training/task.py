@@ -55,11 +55,12 @@ class TrainingTask(pl.LightningModule):
         total_steps: int,
         num_subsets: int = 1,
         num_processes: int = 1,
+        is_first_process: bool = True,
         scaled_gradients: bool = False,
     ) -> None:
         """`scaled_gradients`: a scaler tries gradients that overflow, and leaves such steps out."""
         super().__init__()
-        self.scaled_gradients, self.num_processes = scaled_gradients, num_processes
+        self.scaled_gradients, self.num_processes, self.is_first_process = scaled_gradients, num_processes, is_first_process
         self.model, self.section, self.compiler = model, section, compiler
         self.loss = section.widest_loss
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
@@ -192,6 +193,11 @@ class TrainingTask(pl.LightningModule):
         """Sums over all processes."""
         return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum") if self.num_processes > 1 else sums
 
+    def pool_training_sums(self) -> None:
+        """Leave what all processes have added up since the last validation to the first one. A meeting of all processes."""
+        for sums in (self.training_sums, self.training_errors.by_subset, self.training_errors.by_element):
+            sums.copy_(self.over_processes(sums) * float(self.is_first_process))
+
     def product_weights(self) -> dict[str, Tensor]:
         """Buffers and averaged weights, copied."""
         together = {**self.model.state_dict(), **self.average.weights()}
@@ -229,9 +235,10 @@ class TrainingTask(pl.LightningModule):
         self.is_second_stage = state["is_second_stage"]
         if self.is_second_stage:
             self.learning_rate.stay_at(self.section.second_stage.rate)
-        self.training_sums.copy_(state["training_sums"])
-        self.training_errors.by_subset.copy_(state["training_errors"]["by_subset"])
-        self.training_errors.by_element.copy_(state["training_errors"]["by_element"])
+        if self.is_first_process:  # in whose sums those of all were pooled
+            self.training_sums.copy_(state["training_sums"])
+            self.training_errors.by_subset.copy_(state["training_errors"]["by_subset"])
+            self.training_errors.by_element.copy_(state["training_errors"]["by_element"])
         if self.steps:
             self._fill_loss_weights(self._weights_of_step(self.steps - 1))
         self.clip.state = state["clipping"]

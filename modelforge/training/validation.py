@@ -15,7 +15,7 @@ from modelforge.training.task import TrainingTask
 LEDGER_STRUCTURES = 4  # of which gradients are taken: each validation costs that many more
 
 
-class Stretch:
+class StepClock:
     """Time and structures of the training steps since the last validation."""
 
     def __init__(self) -> None:
@@ -33,9 +33,9 @@ class Stretch:
         self.structures += num_structures
 
 
-def validation_of(trainer: pl.Trainer, task: TrainingTask, data: DataModule, stretch: Stretch, seconds: float) -> Validation:
+def validation_of(trainer: pl.Trainer, task: TrainingTask, data: DataModule, clock: StepClock, seconds: float) -> Validation:
     """The validation that has just been done. A meeting of all processes, if there are several."""
-    structures = task.over_processes(torch.tensor(float(stretch.structures), device=task.training_sums.device))
+    structures = task.over_processes(torch.tensor(float(clock.structures), device=task.training_sums.device))
     training_sums, validation_sums = (task.over_processes(sums) for sums in (task.training_sums, task.validation_sums))
     weights = training_sums.new_tensor(task.lasting_weights)  # (T,)
     has_trained = bool(training_sums[:, 1].any())
@@ -50,7 +50,7 @@ def validation_of(trainer: pl.Trainer, task: TrainingTask, data: DataModule, str
         training=errors(task.training_errors),
         validation=errors(task.validation_errors),
         ledger=tuple(_ledger(trainer, task, data, raw.tolist())),
-        structures_per_second=float(structures) / stretch.seconds if stretch.seconds else None,
+        structures_per_second=float(structures) / clock.seconds if clock.seconds else None,
     )
 
 

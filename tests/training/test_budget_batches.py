@@ -24,8 +24,8 @@ from modelforge.finish import Results
 from modelforge.report import batch_summary
 from modelforge.train import train
 from modelforge.training import task
-from modelforge.training.keeper import Interrupted
 from modelforge.training.listener import Validation
+from modelforge.training.stop_signal import Interrupted
 
 NUM_TRAIN, NUM_VALIDATION, EPOCHS, MAX_EDGES = 24, 6, 3, 400
 WATERS, LARGE = (1, 1, 2, 1, 3, 1, 1, 2), (4, 4)  # molecules in each structure

@@ -23,8 +23,8 @@ from modelforge.files import write_text
 from modelforge.train import train
 from modelforge.training import keeper
 from modelforge.training.checkpoint import latest_checkpoint, load_checkpoint
-from modelforge.training.keeper import Interrupted
 from modelforge.training.listener import Validation
+from modelforge.training.stop_signal import Interrupted
 
 OVERRIDES = ("training.batch_size=5", "training.max_epochs=3")  # 24 structures: 5 steps an epoch
 CUTS = (7, 8)  # so that last.ckpt and previous.ckpt lie between two validations

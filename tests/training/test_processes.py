@@ -220,7 +220,7 @@ warnings.filterwarnings("ignore")
 import pytorch_lightning as pl, torch
 from torch.utils.data import DataLoader
 from modelforge.training import lifeline
-from modelforge.training.keeper import Interrupted
+from modelforge.training.stop_signal import Interrupted
 from modelforge.training.processes import ProcessFailed, TrainingProcesses, introduce
 
 story, devices, nodes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

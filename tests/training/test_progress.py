@@ -28,9 +28,16 @@ def test_a_run_owes_a_validation_at_its_beginning_and_when_it_was_cut_in_one():
 
 def test_a_second_stage_compares_only_its_own_losses():
     progress = Progress(best_loss=0.1, validations_without_improvement=5)
-    progress.begin_second_stage(70)
+    progress.begin_second_stage()
     assert progress.scored(40.0, step=80, threshold=0.001)
-    assert (progress.second_stage_step, progress.validations_without_improvement) == (70, 0)
+    assert progress.validations_without_improvement == 0
+
+
+def test_a_validation_that_is_not_waited_for_may_be_the_best_and_changes_no_patience():
+    progress = Progress(best_loss=1.0, validations_without_improvement=2)
+    assert not progress.scored(2.0, step=3, threshold=None)
+    assert progress.scored(0.5, step=4, threshold=None)
+    assert (progress.validations_without_improvement, progress.best_loss) == (2, 0.5)
 
 
 @pytest.mark.parametrize(("seconds_left", "is_near"), [(LEAST_SECONDS + 5, False), (LEAST_SECONDS - 5, True)])

@@ -39,10 +39,10 @@ from modelforge.train import train
 from modelforge.training.checkpoint import load_checkpoint
 from modelforge.training.compilation import StepCompiler
 from modelforge.training.eager_step import EagerStep, StepResult
-from modelforge.training.keeper import Interrupted
 from modelforge.training.listener import Listener, Validation
 from modelforge.training.loss import weights_of
 from modelforge.training.not_finite import NotFinite
+from modelforge.training.stop_signal import Interrupted
 from modelforge.training.task import TrainingTask
 from modelforge.training.validation import LEDGER_STRUCTURES
 
@@ -404,7 +404,7 @@ def test_a_second_stage_has_its_own_rate_weights_average_and_best(data, tmp_path
     assert [float(row["learning_rate"]) for row in table[4:]] == [0.003] * 3
     assert "second stage from epoch 3 on (second_stage.start_epoch (2.5) reached)" in (whole / "log.txt").read_text()
     later = min(table[4:], key=lambda row: float(row["val/loss"]))
-    assert results(whole)["weights"] == f"best epoch {float(later['epoch']):g} of the second stage, SWA"
+    assert results(whole)["weights"] == f"best epoch {float(later['epoch']):g} (second stage), SWA"
     earlier = load_potential(whole / "potential_first_stage.safetensors")
     assert earlier.weights == f"best epoch {float(min(table[:4], key=lambda row: float(row['val/loss']))['epoch']):g}, EMA"
     before_the_switch = 3 * STEPS_PER_EPOCH - 1
