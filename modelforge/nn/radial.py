@@ -45,19 +45,19 @@ class ExpNormalBasis(nn.Module):
     """exp(-b (exp(-5 d/r_c) - m_k)^2), m_k evenly on [exp(-r_c), 1], b = (2/K (1 - exp(-r_c)))^-2 (TorchMD-Net, SAKE)."""
 
     centres: Tensor
-    sharpness: Tensor
+    steepness: Tensor
 
     def __init__(self, *, num_radial: int, cutoff: float) -> None:
         super().__init__()
         self.rate = 5.0 / cutoff
         centres = torch.linspace(math.exp(-cutoff), 1.0, num_radial, dtype=torch.float64)
         self.register_buffer("centres", centres.to(torch.get_default_dtype()))
-        sharpness = (2.0 / num_radial * (1.0 - math.exp(-cutoff))) ** -2
-        self.register_buffer("sharpness", torch.full_like(self.centres, sharpness))
+        steepness = (2.0 / num_radial * (1.0 - math.exp(-cutoff))) ** -2
+        self.register_buffer("steepness", torch.full_like(self.centres, steepness))
 
     def forward(self, distance: Tensor) -> Tensor:
         """(E,) angstrom -> (E, K)."""
-        return torch.exp(-self.sharpness * (torch.exp(-self.rate * distance)[:, None] - self.centres) ** 2)
+        return torch.exp(-self.steepness * (torch.exp(-self.rate * distance)[:, None] - self.centres) ** 2)
 
 
 def radial_basis(name: RadialBasisName, *, num_radial: int, cutoff: float) -> GaussianBasis | BesselBasis:

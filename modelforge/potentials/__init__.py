@@ -5,6 +5,8 @@ from typing import Annotated
 from pydantic import Field
 
 from modelforge.potentials.painn import PaiNNSection
+from modelforge.potentials.sake import SAKESection
 from modelforge.potentials.schnet import SchNetSection
+from modelforge.potentials.tensornet import TensorNetSection
 
-PotentialSection = Annotated[PaiNNSection | SchNetSection, Field(discriminator="name")]
+PotentialSection = Annotated[PaiNNSection | SAKESection | SchNetSection | TensorNetSection, Field(discriminator="name")]

@@ -1,12 +1,12 @@
 """SAKE: spatial attention kinetic network (Y. Wang, J. D. Chodera, arXiv:2301.08893).
 
     edges:     e = MLP([c, radial(d) * (W c + b), d]),  c = [h_j, h_i],  d = sqrt(|r_ij|^2 + 1e-5)
-    attention: a = f f_j exp(s_j)/sum_k f_k exp(s_k),  s = celu(W e + b) per head,  m = e (x) a
-    spatial:   v = 1/n sum_j tanh(W m) r_ij/d,  n = 1 + sum_j f;   h <- h + silu(MLP([h, sum_j m, silu(MLP(|v|^2))]))
+    attention: a_j = f_j^2 exp(s_j)/sum_k f_k exp(s_k),  s = celu(W e + b) for each head,  m = a (x) e
+    spatial:   v = 1/(1 + sum_j f_j) sum_j tanh(W m) r_ij/d,   h <- h + silu(MLP([h, sum_j m, silu(MLP(|v|^2))]))
     kinetic:   velocity <- W v + 2 sigmoid(MLP(h)) velocity,   r_ij <- r_ij + velocity_j - velocity_i   (optional)
 
-The authors' code, which is reproduced where f = 1, sees all pairs of atoms. Here f is the cosine cutoff of each edge's length, and
-stands where nothing may jump at the cutoff. N atoms, E edges, F features, H heads, C = F H coefficients, K radial functions.
+The authors' code sees all pairs of a molecule; it is reproduced where the cutoff f, a cosine of the edge's length, is 1.
+N atoms, E edges, F features, H heads, C = F H coefficients, K radial functions.
 """
 
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ class EdgeFeatures(nn.Module):
 
     def __init__(self, *, num_features: int, num_radial: int, radial_range: float) -> None:
         super().__init__()
-        self.widths = (num_radial, num_features)
+        self.num_radial = num_radial
         self.radial_basis = ExpNormalBasis(num_radial=num_radial, cutoff=radial_range)
         # A layer on [h_j, h_i] is the sum of two on the atoms, of which there are fewer than edges.
         self.of_sender = dense(num_features, num_radial + num_features)
@@ -79,7 +79,7 @@ class EdgeFeatures(nn.Module):
         """(E, F)."""
         distance = surroundings.distance
         of_atoms = at_senders(self.of_sender(features), graph) + at_receivers(self.of_receiver(features), graph)
-        gate, of_atoms = of_atoms.split(self.widths, dim=1)  # (E, K), (E, F)
+        gate, of_atoms = of_atoms.tensor_split((self.num_radial,), dim=1)  # (E, K), (E, F)
         of_distance = torch.cat([self.radial_basis(distance[:, 0]) * gate, distance], dim=1)  # (E, K + 1)
         edges: Tensor = self.output(functional.silu(of_atoms + self.of_distance(of_distance)))
         return edges
@@ -120,9 +120,8 @@ class Interaction(nn.Module):
     def forward(self, features: Tensor, surroundings: Surroundings, graph: AtomicGraph) -> tuple[Tensor, Tensor]:
         """Change of the features (N, F), and mean combinations of directions, (N, 3, C)."""
         edges = self.edge_features(features, surroundings, graph)  # (E, F)
-        logits = functional.celu(self.logits(edges).to(features.dtype), alpha=2.0)  # (E, H)
-        heads = attention(logits, surroundings.envelope, graph)  # (E, H)
-        messages = (edges[:, :, None] * heads[:, None, :]).flatten(1)  # (E, C)
+        heads = attention(self.logits(edges).to(features.dtype), surroundings.envelope, graph)  # (E, H)
+        messages = (heads[:, :, None] * edges[:, None, :]).flatten(1)  # (E, C), head by head
         directions = surroundings.vectors / (surroundings.distance + EPSILON)  # (E, 3)
         coefficients = torch.tanh(self.mixing(messages))  # (E, C)
         total = sum_over_edges(directions[:, :, None] * coefficients[:, None, :], graph)  # (N, 3, C)
@@ -179,17 +178,19 @@ def softened(vectors: Tensor) -> Tensor:
 
 
 def attention(logits: Tensor, envelope: Tensor, graph: AtomicGraph) -> Tensor:
-    """Softmax over the neighbours of each atom (E, H), each weighted by its envelope (E, 1), times the envelope.
+    """Softmax of celu(logits) (E, H) over the neighbours of each atom, weighted by the envelope (E, 1), times the envelope.
 
-    The last factor takes away neighbours that are alone: their softmax is 1 up to the cutoff.
+    The last factor is for neighbours that are alone: their softmax is 1 up to the cutoff.
     """
-    weights = (logits - at_receivers(_largest(logits.detach() * (envelope > 0), graph), graph)).exp() * envelope
+    # Not below -2, and however large, nothing of a neighbour at the cutoff may come through.
+    logits = functional.celu(logits, alpha=2.0) * (envelope > 0)
+    weights = (logits - at_receivers(_largest(logits.detach(), graph), graph)).exp() * envelope
     total = sum_over_edges(weights, graph)  # (N, H)
     # Zero without neighbours, and where all are at the cutoff to the last digit: the weights are then zero as well.
     return weights * envelope / at_receivers(torch.where(total > 0, total, 1.0), graph)
 
 
 def _largest(logits: Tensor, graph: AtomicGraph) -> Tensor:
-    """The largest logit of each atom's edges, at least 0, (E, H) -> (N, H)."""
+    """The largest logit of each atom's edges, or 0 where that is larger, (E, H) -> (N, H)."""
     receivers = graph.receivers[:, None].expand_as(logits)
     return logits.new_zeros(graph.num_atoms, logits.shape[1]).scatter_reduce(0, receivers, logits, "amax")

@@ -222,7 +222,8 @@ class RunKeeper(pl.Callback):
         if found.faulty_loss:
             raise self._not_finite(trainer, task, f"the {found.faulty_loss} loss is not finite at step {task.steps}")
         # One that ends a run between two regular ones would not be there if the run had been longer: nothing waits for it.
-        is_regular = task.steps % self.section.validation_interval(task.steps_per_epoch) == 0
+        # Nor for one while a loss weight is on its way to the value by which validations are compared.
+        is_regular = task.steps % self.section.validation_interval(task.steps_per_epoch) == 0 and not task.is_on_schedule
         threshold = self.section.early_stopping.threshold if is_regular else None
         is_best = self.progress.scored(found.validation_loss, step=task.steps, threshold=threshold)
         if is_regular:

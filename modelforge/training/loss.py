@@ -37,7 +37,7 @@ class LossSection(Section):
     forces_mean: Literal["structure", "component"] = "structure"
     """Mean of the forces term: over each structure's components, then structures; or over all components of the batch."""
     energy_schedule: WeightSchedule = ConstantWeight()
-    """How the weight of the energy term comes to its value."""
+    """How the weight of the energy term comes to its value, by which validations count; patience waits until it is there."""
     forces_schedule: WeightSchedule = ConstantWeight()
     """How the weight of the forces term comes to its value."""
     stress_schedule: WeightSchedule = ConstantWeight()

@@ -1,7 +1,7 @@
 """How the weight of a loss term changes in the course of a run: its sections, and the weight at a moment.
 
-The key of the weight itself (`energy_weight`, ...) is the value that a schedule ends at, and the one by which validations are
-compared with each other.
+The key of the weight itself (`energy_weight`, ...) is the value that a schedule ends at. Validation losses, and so the best
+weights, are by these last values all the time; patience and plateau begin to count once all schedules have ended.
 """
 
 from typing import Annotated, Literal

@@ -29,8 +29,8 @@ def not_finite(trainer: pl.Trainer, task: TrainingTask, otherwise: str, *, kept_
         fault = faults[rank]
     found = f"{fault.what} is not finite at step {fault.step}" if fault else otherwise
     return NotFinite(
-        f"{found}. The last good weights are in {kept_in}. Lower training.optimizer.learning_rate or "
-        "training.clipping.factor, or look for wrong labels",
+        f"{found}. The last good weights are in {kept_in}. Look for wrong labels, or lower training.optimizer.learning_rate or "
+        "training.clipping.factor in another run folder (--run-folder)",
         step=fault.step if fault else None,
         rank=rank,
     )

@@ -137,6 +137,11 @@ class TrainingTask(pl.LightningModule):
         """The weights that this stage ends with, (T,): the yardstick of all its validations, whatever they are now."""
         return self.section.weights_at(float("inf"), is_second_stage=self.is_second_stage)
 
+    @property
+    def is_on_schedule(self) -> bool:
+        """Whether a loss weight has not come to its value yet."""
+        return self.weights_now() != self.lasting_weights
+
     def begin_second_stage(self) -> None:
         """Other loss weights, a constant learning rate, and another average from the next step on."""
         stage = self.section.second_stage

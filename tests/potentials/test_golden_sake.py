@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from made_structures import batch_of, cluster
+from test_golden import RELATIVE, graph_of, read, relative_error, weights_of
 from torch import Tensor
+from torch.nn import functional
 
 from modelforge.potentials.energy_model import EnergyModel
-from modelforge.potentials.sake import SAKE, SAKESection, Surroundings
-from test_golden import RELATIVE, graph_of, read, relative_error, weights_of
+from modelforge.potentials.sake import SAKE, SAKESection, Surroundings, Velocity, attention
 
 NO_CUTOFF = 1e8  # angstrom; the envelope is then 1 to the last digit
 
@@ -36,9 +38,14 @@ def edge_features(theirs: Weights, old: str, new: str, *, num_features: int) -> 
         f"{new}.of_receiver.weight": of_atoms[:, num_features:],
         f"{new}.of_distance.weight": hidden[:, 2 * num_features :],
         f"{new}.radial_basis.centres": theirs[f"{old}.kernel.means"],
-        f"{new}.radial_basis.sharpness": theirs[f"{old}.kernel.betas"],
+        f"{new}.radial_basis.steepness": theirs[f"{old}.kernel.betas"],
         **layer(theirs, f"{old}.mlp_out.layers_2", f"{new}.output"),
     }
+
+
+def by_heads(weight: Tensor, *, num_features: int) -> Tensor:
+    """Columns (out, F H) feature by feature as (out, H F), head by head."""
+    return weight.unflatten(1, (num_features, -1)).transpose(1, 2).flatten(1)
 
 
 def sake_weights(theirs: Weights, *, num_features: int, num_layers: int, num_velocities: int) -> Weights:
@@ -48,8 +55,11 @@ def sake_weights(theirs: Weights, *, num_features: int, num_layers: int, num_vel
         old, new = f"d{t}", f"interactions.{t}"
         state |= edge_features(theirs, f"{old}.edge_model", f"{new}.edge_features", num_features=num_features)
         state |= layer(theirs, f"{old}.semantic_attention_mlp.layers_0", f"{new}.logits")
-        state |= layer(theirs, f"{old}.x_mixing.layers_0", f"{new}.mixing")
         state |= layers(theirs, f"{old}.post_norm_mlp", f"{new}.of_norms") | layers(theirs, f"{old}.node_mlp", f"{new}.update")
+        state[f"{new}.mixing.weight"] = by_heads(theirs[f"{old}.x_mixing.layers_0.kernel"].T, num_features=num_features)
+        of_atom, of_messages, of_norms = state[f"{new}.update.0.weight"].tensor_split((num_features, -num_features), dim=1)
+        of_messages = by_heads(of_messages, num_features=num_features)
+        state[f"{new}.update.0.weight"] = torch.cat([of_atom, of_messages, of_norms], dim=1)
     for t in range(num_velocities):
         state |= layer(theirs, f"d{t}.v_mixing", f"velocities.{t}.mixing")
         state |= layers(theirs, f"d{t}.velocity_mlp", f"velocities.{t}.gate") if t else {}
@@ -109,3 +119,23 @@ def test_sake_moves_atoms_where_its_authors_do(shared_data):
     expected = positions[graph.senders] - positions[graph.receivers]
     assert float((expected - graph.edge_vectors).abs().max()) > 0.1, "nothing moved, so this could not fail"
     assert relative_error(seen[0].vectors.detach(), expected.numpy()) < RELATIVE
+
+
+def test_attention_is_a_softmax_over_the_neighbours_however_large_the_logits():
+    """Exponentials of 300 do not fit into float32; a neighbour at the cutoff takes no part, whatever its logit."""
+    graph = batch_of([cluster(5, (1, 6), seed=0)], cutoff=NO_CUTOFF, dtype=torch.float32).graph
+    logits = 300.0 * torch.randn(graph.num_edges, 2, generator=torch.Generator().manual_seed(0))
+    logits[::4] = 1e4  # the first of four neighbours of each atom
+    inside = torch.ones(graph.num_edges, 1)
+    inside[::4] = 0.0
+    known = torch.where(inside > 0, functional.celu(logits, alpha=2.0), -torch.inf)
+    expected = torch.softmax(known.unflatten(0, (5, 4)), dim=1).flatten(0, 1)
+    torch.testing.assert_close(attention(logits, inside, graph), expected)
+
+
+def test_atoms_are_not_moved_in_half_precision():
+    velocity = Velocity(num_features=4, num_coefficients=8, is_first=True)
+    arguments = torch.randn(3, 4), torch.randn(3, 3, 8), torch.zeros(3, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = velocity(*arguments)
+    assert torch.equal(rounded, velocity(*arguments))

@@ -31,6 +31,7 @@ LONGEST_DETOUR = 3  # times that a run passes a place before it is cut there
 MOST_CUTS = 10  # of a run
 MOST_RUNS = 60  # from the beginning, until an experiment has its cuts
 FINISHED, STOPPED_EARLY, BY_KEYBOARD = 0, 75, 130
+NOTHING_TO_SAVE = "while nothing was to be saved"
 BATCH = ("training.batch_size=5",)
 EXPERIMENTS = {
     "plain": BATCH,  # the best validation is not the last, and the rate falls
@@ -162,7 +163,7 @@ class Cutter:
             self._complain(run, f"ended with {code} before the cut ({cut.in_words()})")
         elif code not in (STOPPED_EARLY, *(-number for number in cut.signals)) and not is_by_keyboard:
             self._complain(run, f"ended with {code} after {cut.in_words()}")
-        elif code == STOPPED_EARLY and not last.exists():
+        elif code == STOPPED_EARLY and not (last.exists() or NOTHING_TO_SAVE in run.with_suffix(".txt").read_text()):
             self._complain(run, f"says that it has saved, and has not, after {cut.in_words()}")
         mark.unlink(missing_ok=True)
 

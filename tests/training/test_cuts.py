@@ -113,15 +113,15 @@ ACCUMULATED, LAST_VALIDATION = "gradients of several batches", 7
 @pytest.mark.parametrize(
     ("cut", "code"),
     [
-        (Cut((signal.SIGUSR1,), "split.npz is in its place"), -signal.SIGUSR1),  # batch scripts start such a run again
-        (Cut((signal.SIGINT,), "split.npz is in its place"), BY_KEYBOARD),
+        (Cut((signal.SIGUSR1,), "split.npz is in its place"), STOPPED_EARLY),
+        (Cut((signal.SIGINT,), "split.npz is in its place"), STOPPED_EARLY),
         (Cut((signal.SIGTERM,), IN_A_VALIDATION), STOPPED_EARLY),
         (Cut((signal.SIGTERM,), AFTER_A_ROW, 2), STOPPED_EARLY),
         (Cut((signal.SIGTERM,), IN_A_SUM, 2), STOPPED_EARLY),
         (Cut((signal.SIGINT, signal.SIGINT), IN_A_SUM, 2), BY_KEYBOARD),
-        (Cut((signal.SIGTERM,), AFTER_A_ROW, LAST_VALIDATION), FINISHED),  # nothing is left but the test
-        (Cut((signal.SIGINT,), "before a set is tested"), BY_KEYBOARD),
-        (Cut((signal.SIGTERM,), "before a set is tested"), -signal.SIGTERM),
+        (Cut((signal.SIGTERM,), AFTER_A_ROW, LAST_VALIDATION), STOPPED_EARLY),  # though nothing is left but the test
+        (Cut((signal.SIGINT,), "before a set is tested"), STOPPED_EARLY),
+        (Cut((signal.SIGTERM,), "before a set is tested"), STOPPED_EARLY),
     ],
     ids=lambda value: value.in_words() if isinstance(value, Cut) else str(value),
 )

@@ -435,10 +435,16 @@ def test_early_stopping_of_the_first_stage_leads_to_the_second(data: Path, tmp_p
     early = ("training.early_stopping.patience=1", "training.early_stopping.threshold=0.9")
     run(data, tmp_path / "run", *SECOND_STAGE, *early, "training.second_stage.start_epoch=5")
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "second stage from epoch 1 on (early stopping: no improvement of the validation loss in 1 validations)" in log
+    assert "second stage from epoch 2 on (early stopping: no improvement of the validation loss in 1 validations)" in log
     found = results(tmp_path / "run")
     assert found["reason"] == "early stopping: no improvement of the validation loss in 1 validations"
-    assert [row["step"] for row in rows(tmp_path / "run")] == ["0", "7", "14", "21"]  # the stage's first improves on nothing
+    assert [row["step"] for row in rows(tmp_path / "run")] == [
+        "0",
+        "7",
+        "14",
+        "21",
+        "28",
+    ]  # none counts before the ramp of 2 epochs ends
 
 
 def test_a_weight_that_ramps_up_from_zero_trains(data: Path, tmp_path: Path):
