@@ -1,7 +1,7 @@
 """Products of 3x3 matrices, one for each atom and feature, (N, 3, 3, F) with the features last.
 
-Their derivatives are written as such products again: twice differentiated that is a quarter of the operations that automatic
-differentiation makes of the nine sums of a product, and as much less to compile.
+Their derivatives are written as such products again: the graph of second derivatives then has a few products in the place of
+the many operations that automatic differentiation makes of each, and compiles much faster.
 """
 
 from typing import cast
