@@ -14,6 +14,7 @@ from modelforge.data.prepare import PreparedData, prepare
 from modelforge.experiment import Experiment, LoadedExperiment, resolved_toml
 from modelforge.files import set_aside, write_text
 from modelforge.model_file import TrainedPotential
+from modelforge.potentials.energy_model import EnergyModel
 from modelforge.report import batch_summary, data_summary, model_summary
 from modelforge.run_folder import RunFolder, length_of
 from modelforge.slurm.allocation import end_time
@@ -84,17 +85,36 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
     steps_per_epoch = batches.steps_per_epoch
     for line in (*data_summary(data), *model_summary(experiment, model), batch_summary(experiment, batches), formula(loss)):
         log.line(line)
+    task = build_task(experiment, data, model, trainer, steps_per_epoch=steps_per_epoch)
+    keeper = RunKeeper(
+        training,
+        folder.path,
+        experiment=resolved,
+        length=json.dumps(length_of(experiment)),
+        stop_signal=stop_signal,
+        end_of_job=end_time(os.environ),
+    )
+    keeper.metrics.tell = log.line
+    go_on(folder, trainer, task, keeper, log)
+    return Run(experiment, resolved, folder, data, DataModule(batches), task, keeper, trainer, log)
+
+
+def build_task(
+    experiment: Experiment, data: PreparedData, model: EnergyModel, trainer: pl.Trainer, *, steps_per_epoch: int
+) -> TrainingTask:
+    """The training of a model by a run's loss, with what compiles its steps."""
+    training, runtime = experiment.training, experiment.runtime
     total_steps = total_steps_of(experiment, steps_per_epoch)
     refusal = reason_not_to_compile(runtime, trainer.strategy.root_device)
     compiler = StepCompiler(
         model,
-        loss,
+        training.widest_loss,
         mode=runtime.compile,
         total_steps=total_steps,
         refusal=refusal,
         is_first_here=trainer.local_rank == 0,
     )
-    task = TrainingTask(
+    return TrainingTask(
         model,
         training,
         compiler,
@@ -105,15 +125,10 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
         is_first_process=trainer.is_global_zero,
         scaled_gradients=runtime.precision == "16-mixed",
     )
-    keeper = RunKeeper(
-        training,
-        folder.path,
-        experiment=resolved,
-        length=json.dumps(length_of(experiment)),
-        stop_signal=stop_signal,
-        end_of_job=end_time(os.environ),
-    )
-    keeper.metrics.tell = log.line
+
+
+def go_on(folder: RunFolder, trainer: pl.Trainer, task: TrainingTask, keeper: RunKeeper, log: RunLog) -> None:
+    """Continue from the last good checkpoint, if there is one."""
     if (latest := latest_checkpoint(*folder.checkpoints)) is not None:
         checkpoint, damage = latest
         if damage:
@@ -124,7 +139,6 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
             log.line(f"note: {folder.best_checkpoint} is gone; it comes again with a better validation, and nothing needs it")
         task.restore(checkpoint["task"])
         keeper.restore(checkpoint)
-    return Run(experiment, resolved, folder, data, DataModule(batches), task, keeper, trainer, log)
 
 
 def measure_precision(run: Run) -> ForceDifference | None:
