@@ -287,6 +287,10 @@ class RunKeeper(pl.Callback):
         """Hand out the next stretch of batches."""
         next_stretch(_data(trainer), _task(pl_module), self.section)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the raw weights their place back now, where a validation was left, and not whenever memory is cleared."""
+        _task(pl_module).on_validation_epoch_end()
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
         self.progress.seconds = self.seconds
