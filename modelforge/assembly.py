@@ -37,7 +37,7 @@ def run_batches(
     training = experiment.training
     return RunBatches(
         data,
-        cutoff=experiment.potential.cutoff,
+        reach=experiment.potential.reach,
         dtype=dtype_of(experiment.runtime),
         batch_size=training.batch_size,
         max_edges=training.max_edges,

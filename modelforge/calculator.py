@@ -53,14 +53,17 @@ class ModelforgeCalculator(Calculator):
             raise UserError(f"the potential was not trained on atomic numbers {unknown}; it knows {self.trained.elements}")
         constants = self.trained.constants()
         with_stress = "stress" in properties and bool(structures.periodic.all())
-        table = structure_table(structures, cutoff=self.trained.cutoff, self_energies=constants, dtype=self.trained.dtype)
+        table = structure_table(structures, reach=self.trained.model.reach, self_energies=constants, dtype=self.trained.dtype)
         batch = table.batch(torch.zeros(1, dtype=torch.long)).to(self.device)
         with matmul_precision(self.trained.matmul_precision):
             prediction = self.trained.model(batch.graph, stress=with_stress)
-        energy = float(prediction.energy.double()) + float(constants[structures.atomic_numbers].sum())
-        self.results = {"energy": energy, "free_energy": energy, "forces": prediction.forces.double().cpu().numpy()}
+        fixed = self.trained.potential.fixed_terms.of(structures)
+        energy = float(prediction.energy.double()) + float(constants[structures.atomic_numbers].sum()) + float(fixed.energy[0])
+        forces = prediction.forces.double().cpu().numpy() + fixed.forces
+        self.results = {"energy": energy, "free_energy": energy, "forces": forces}
         if with_stress:
-            self.results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress[0].double().cpu().numpy())
+            stress = prediction.stress[0].double().cpu().numpy() + fixed.stress[0]
+            self.results["stress"] = full_3x3_to_voigt_6_stress(stress)
 
 
 def _structures_of(atoms: Atoms) -> Structures:

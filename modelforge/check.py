@@ -38,7 +38,12 @@ def check(loaded: LoadedExperiment) -> Iterator[str]:
     if experiment.runtime.num_threads:
         torch.set_num_threads(experiment.runtime.num_threads)
     split_file = folder.split if folder.split.exists() else None
-    data = prepare(experiment.dataset, weights=weights_of(experiment.training.widest_loss), split_file=split_file)
+    data = prepare(
+        experiment.dataset,
+        weights=weights_of(experiment.training.widest_loss),
+        fixed_terms=experiment.potential.fixed_terms,
+        split_file=split_file,
+    )
     yield from data_summary(data)
     batches = run_batches(experiment, data)
     model = build_model(experiment, data)

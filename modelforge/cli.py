@@ -164,6 +164,25 @@ def evaluate(
         typer.echo(line)
 
 
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="An .npz with hyper (JSON) and weights as w/<name>.", metavar="FILE.npz")],
+    format_name: Annotated[str, typer.Option("--format", help="Whose: schnetpack, torchmdnet, sake.", metavar="FORMAT")],
+    out: Annotated[Path, typer.Option(help="The potential to write.", metavar="FILE.safetensors")],
+    energy_unit: Annotated[str | None, typer.Option(help="Of its energies, if not as the file says.", metavar="UNIT")] = None,
+    length_unit: Annotated[str | None, typer.Option(help="Of its positions, if not as the file says.", metavar="UNIT")] = None,
+    elements: Annotated[str | None, typer.Option(help="Those that it is to know.", metavar="H,C,O")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or float64, if not that of the weights.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Bring a model along that another package has trained: to predict with it, or to train it further."""
+    from modelforge.import_model import import_model
+
+    options = {"energy_unit": energy_unit, "length_unit": length_unit, "elements": elements}
+    for line in import_model(file, out, format_name=format_name, options=options, precision=precision, force=force):
+        typer.echo(line)
+
+
 @app.command()
 def describe(
     section: Annotated[str | None, typer.Argument(help="A section, such as training.loss.")] = None,

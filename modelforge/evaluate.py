@@ -20,6 +20,7 @@ from modelforge.data.audited import audit_opened
 from modelforge.data.batching.batches import structure_table
 from modelforge.data.batching.order import EvaluationBatches
 from modelforge.data.detection import files_like, load_data
+from modelforge.data.reduced_labels import less_fixed
 from modelforge.data.sources.extxyz.writer import write_extxyz
 from modelforge.data.sources.mixed import Mixed
 from modelforge.data.sources.read_report import Reading
@@ -42,7 +43,7 @@ Metrics = dict[str, float | int | dict[str, Errors] | None]
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Predictions with self-energies, in float64, and the errors where there are labels."""
+    """Predictions with self-energies and fixed energies, in float64, and the errors where there are labels."""
 
     energy: Floats  # (S,) eV
     forces: Floats  # (N, 3) eV/angstrom
@@ -67,12 +68,14 @@ def evaluate(
     of the potential as it is used: in the numbers of its weights, with its precision of matrix products, without autocast.
     """
     _refuse_unknown_elements(trained, structures)
-    constants = trained.constants()
+    constants, terms = trained.constants(), trained.potential.fixed_terms
+    fixed = terms.of(structures)
+    reduced = structures if terms.is_empty else less_fixed(structures, fixed)  # errors are the same, and lose no digits
     model = trained.model.to(device).eval()
     sums = ErrorSums(len(structures.subset_names), over_processes=False).to(device)
     with_stress = bool(structures.periodic.all(axis=1).any())
     predictions: list[Prediction] = []
-    for batch in _batches(trained, structures, batch_size=batch_size, max_edges=max_edges, max_atoms=max_atoms):
+    for batch in _batches(trained, reduced, batch_size=batch_size, max_edges=max_edges, max_atoms=max_atoms):
         moved = batch.to(torch.device(device))
         with matmul_precision(trained.matmul_precision):
             prediction = model(moved.graph, stress=with_stress)
@@ -82,9 +85,9 @@ def evaluate(
         torch.cat([getattr(p, name) for p in predictions]).double().numpy() for name in ("energy", "forces", "stress")
     )
     return Evaluation(
-        interaction + sum_of_constants(structures, constants),
-        forces,
-        stress if with_stress else None,
+        interaction + sum_of_constants(structures, constants) + fixed.energy,
+        forces + fixed.forces,
+        stress + fixed.stress if with_stress else None,
         metrics_of(sums, structures.subset_names),
         notes_of(trained, structures),
         sums,
@@ -96,7 +99,7 @@ def _batches(
 ) -> Iterator[Batch]:
     """All structures in order; edges are found for a piece at a time, so that memory stays bounded."""
     for piece in structures.pieces(ATOMS_AT_A_TIME):
-        table = structure_table(piece, cutoff=trained.cutoff, self_energies=trained.constants(), dtype=trained.dtype)
+        table = structure_table(piece, reach=trained.model.reach, self_energies=trained.constants(), dtype=trained.dtype)
         yield from EvaluationBatches(table, batch_size, max_edges=max_edges, max_atoms=max_atoms)
 
 

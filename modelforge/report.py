@@ -43,8 +43,20 @@ def data_summary(data: PreparedData) -> list[str]:
         *(f"  {line}" for line in data.audit.data.lines()),
         "self-energies (eV): "
         + ", ".join(f"{chemical_symbols[z]} {value:.6f}" for z, value in data.reference.self_energies.by_element.items()),
+        *_fixed_energies(data),
     ]
     return lines + [f"note: {note}" for note in data.notes]
+
+
+def _fixed_energies(data: PreparedData) -> list[str]:
+    """What the fixed energies of the potential take off the training set."""
+    if data.reduced.terms.is_empty:
+        return []
+    taken = data.reduced.fixed_energy[data.split.train]
+    return [
+        f"fixed energies: {data.reduced.terms}, mean {taken.mean():.4g} eV per structure of the training set "
+        f"({taken.min():.4g} to {taken.max():.4g}); taken off the labels, added to predictions"
+    ]
 
 
 def model_summary(experiment: Experiment, model: EnergyModel) -> list[str]:

@@ -76,7 +76,8 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
     loss = training.widest_loss
     # Of several processes one writes the split; the others draw the same, or read it if it is there.
     split_file = folder.split if trainer.is_global_zero or folder.split.exists() else None
-    data = prepare(experiment.dataset, weights=weights_of(loss), split_file=split_file, say=log.line)
+    terms = experiment.potential.fixed_terms
+    data = prepare(experiment.dataset, weights=weights_of(loss), fixed_terms=terms, split_file=split_file, say=log.line)
     resolved = resolved_toml(experiment, loaded.origins)
     if trainer.is_global_zero:
         write_text(folder.experiment, resolved)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from modelforge.atoms.graph import Batch
+from modelforge.atoms.graph import Batch, Reach
 from modelforge.data.batching.batches import structure_table
 from modelforge.data.structures import Structures
 
@@ -28,6 +28,8 @@ def structures_of(all_atoms: Sequence[Atoms]) -> Structures:
         energy=np.array([atoms.info.get("energy", np.nan) for atoms in all_atoms], dtype=np.float64),
         forces=np.concatenate([atoms.arrays.get("forces", nan) for atoms, nan in zip(all_atoms, nan_forces, strict=True)]),
         stress=np.array([atoms.info.get("stress", np.full((3, 3), np.nan)) for atoms in all_atoms]),
+        total_charge=np.array([atoms.info.get("total_charge", np.nan) for atoms in all_atoms], dtype=np.float64),
+        spin_multiplicity=np.array([atoms.info.get("spin_multiplicity", np.nan) for atoms in all_atoms], dtype=np.float64),
         group=np.array([atoms.info.get("group", place) for place, atoms in enumerate(all_atoms)], dtype=np.int64),
         subset=np.array([names.index(name) for name in subsets], dtype=np.int64),
         file=np.zeros(num, dtype=np.int64),
@@ -38,10 +40,16 @@ def structures_of(all_atoms: Sequence[Atoms]) -> Structures:
 
 
 def batch_of(
-    all_atoms: Sequence[Atoms], *, cutoff: float, dtype: torch.dtype = torch.float64, constants: np.ndarray = NO_CONSTANTS
+    all_atoms: Sequence[Atoms],
+    *,
+    cutoff: float = 0.0,
+    reach: Reach | None = None,
+    dtype: torch.dtype = torch.float64,
+    constants: np.ndarray = NO_CONSTANTS,
 ) -> Batch:
-    """All atoms as one batch."""
-    table = structure_table(structures_of(all_atoms), cutoff=cutoff, self_energies=constants, dtype=dtype)
+    """All atoms as one batch, with the edges of a cutoff, or all that a potential needs."""
+    reach = reach or Reach(cutoff)
+    table = structure_table(structures_of(all_atoms), reach=reach, self_energies=constants, dtype=dtype)
     return table.batch(torch.arange(len(all_atoms)))
 
 

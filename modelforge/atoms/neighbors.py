@@ -7,6 +7,7 @@ the number. Edges are sorted by receiver, then sender, then lattice shift.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf, isfinite
 
 import numpy as np
 import vesin
@@ -31,10 +32,13 @@ class Edges:
 
 
 def find_edges(num_atoms: Integers, positions: Floats, cell: Floats, periodic: NDArray[np.bool_], *, cutoff: float) -> Edges:
-    """Edges of structures given by columns (S,), (N, 3) angstrom, (S, 3, 3) angstrom, (S, 3), for a cutoff in angstrom."""
+    """Edges of structures given by columns (S,), (N, 3) angstrom, (S, 3, 3) angstrom, (S, 3), for a cutoff in angstrom.
+
+    The cutoff may be infinite where nothing is periodic: all pairs of atoms of a structure then are edges.
+    """
     offsets = np.concatenate([[0], np.cumsum(num_atoms)])
     parts = []
-    for begin, end, is_molecules in _portions(num_atoms, periodic):
+    for begin, end, is_molecules in _portions(num_atoms, periodic, limit=ALL_PAIRS_LIMIT if isfinite(cutoff) else inf):
         atoms = positions[offsets[begin] : offsets[end]]
         if is_molecules:
             parts.append(_all_pairs(num_atoms[begin:end], atoms, cutoff))
@@ -44,9 +48,9 @@ def find_edges(num_atoms: Integers, positions: Floats, cell: Floats, periodic: N
     return Edges(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-def _portions(num_atoms: Integers, periodic: NDArray[np.bool_]) -> Iterator[tuple[int, int, bool]]:
+def _portions(num_atoms: Integers, periodic: NDArray[np.bool_], *, limit: float) -> Iterator[tuple[int, int, bool]]:
     """Runs begin:end of small molecules whose pairs fit into memory, and all other structures one by one."""
-    small = ~periodic.any(axis=1) & (num_atoms <= ALL_PAIRS_LIMIT)
+    small = ~periodic.any(axis=1) & (num_atoms <= limit)
     begin = pairs = 0
     for structure, (is_small, count) in enumerate(zip(small.tolist(), (num_atoms**2).tolist(), strict=True)):
         if begin < structure and (not is_small or pairs + count > PAIRS_AT_ONCE):

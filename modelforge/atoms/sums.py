@@ -5,6 +5,7 @@ can be differentiated any number of times. Sums run over sorted segments: the re
 and no atomic additions are needed.
 """
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -43,6 +44,37 @@ def sum_over_atoms(per_atom: Tensor, graph: AtomicGraph) -> Tensor:
 def at_atoms(per_structure: Tensor, graph: AtomicGraph) -> Tensor:
     """The value of each atom's structure, (S, ...) -> (N, ...)."""
     return _select(per_structure, _counting(graph.structure_index), graph.first_atom, graph.structure_index)
+
+
+def sum_over_classes(per_edge: Tensor, class_of_atom: Tensor, graph: AtomicGraph, *, num_classes: int) -> Tensor:
+    """Sum an edge quantity over the received edges from senders of each class, (E, ...) -> (N, classes, ...).
+
+    `class_of_atom` (N,) counts from 0, such as elements do.
+    """
+    owner = graph.receivers * num_classes + class_of_atom[graph.senders]  # (E,)
+    in_order, order = torch.sort(owner, stable=True)
+    segments = torch.arange(graph.num_atoms * num_classes, device=owner.device)
+    sums = _segment_sum(per_edge, order, torch.searchsorted(in_order, segments), owner)
+    return sums.view(graph.num_atoms, num_classes, *per_edge.shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Rows that belong to owners, R rows and G owners."""
+
+    order: Tensor  # (R,) the rows, owner after owner
+    starts: Tensor  # (G,) where the rows of each owner begin in that order
+    owner: Tensor  # (R,) the owner of each row
+
+
+def sum_over_segments(rows: Tensor, segments: Segments) -> Tensor:
+    """Sum a quantity over the rows of each owner, (R, ...) -> (G, ...)."""
+    return _segment_sum(rows, segments.order, segments.starts, segments.owner)
+
+
+def at_rows(owners: Tensor, segments: Segments) -> Tensor:
+    """The value of each row's owner, (G, ...) -> (R, ...)."""
+    return _select(owners, segments.order, segments.starts, segments.owner)
 
 
 def _counting(rows: Tensor) -> Tensor:

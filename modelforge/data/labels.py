@@ -2,12 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+
 from modelforge.data.sources.read_report import ReadReport
 from modelforge.data.sources.source import DataSource
 from modelforge.data.structures import Integers, Structures, subset_factors
 from modelforge.errors import UserError
 
-OPTIONS = {"energy": "energy_key", "forces": "forces_key", "stress": "stress_key"}
+OPTIONS = {
+    label: f"{label}_key" for label in ("energy", "forces", "stress", "dipole", "quadrupole", "partial_charges")
+}
+MOMENTS = ("dipole", "quadrupole")
 
 
 def require_labels(report: ReadReport, weights: Mapping[str, float]) -> None:
@@ -38,8 +43,13 @@ def require_training_labels(
     if not len(weighing):
         raise UserError("dataset.subset_weights: all training structures have the weight 0; give some of them another")
     for label, weight in weights.items():
+        origin = report.origins_of(label)[0]
+        if label in MOMENTS and not (~structures.periodic[weighing]).all(axis=1).any():
+            raise UserError(
+                f"training.loss.{label}_weight: is {weight:g}, but all structures of the training set are periodic, where a "
+                f"{label} depends on the choice of the cell; set the weight to 0"
+            )
         if not _any(structures, weighing, label):
-            origin = report.origins_of(label)[0]
             raise UserError(
                 f"dataset.{origin.option}: {origin.key!r} is missing or NaN in all structures of the training set, but "
                 f"training.loss.{label}_weight is {weight:g}; name another key, or set the weight to 0"
@@ -90,6 +100,9 @@ def missing_label_notes(report: ReadReport) -> tuple[str, ...]:
 
 def _any(structures: Structures, training: Integers, label: str) -> bool:
     """Whether any training structure has a label, be it for some of its atoms."""
-    if label != "forces":
-        return bool(structures.has(label)[training].any())
-    return any(piece.has_force.any() for piece in structures.taken(training))
+    if label == "forces":
+        return any(piece.has_force.any() for piece in structures.taken(training))
+    if label == "partial_charges":
+        return any(np.isfinite(piece.partial_charges).any() for piece in structures.taken(training))
+    usable = ~structures.periodic.any(axis=1) if label in MOMENTS else True
+    return bool((structures.has(label) & usable)[training].any())

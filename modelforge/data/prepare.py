@@ -14,7 +14,8 @@ from modelforge.data.audited import AuditedSets, audit_opened, audit_overlaps, s
 from modelforge.data.detection import files_like
 from modelforge.data.filter import element_table, filtered, refuse_unknown_subsets
 from modelforge.data.labels import missing_label_notes, refuse_absent_keys, require_labels, require_training_labels
-from modelforge.data.reference import Reference, energies_of_isolated_atoms, isolated_atoms, reference_of
+from modelforge.data.reduced_labels import ReducedLabels, reduced_labels
+from modelforge.data.reference import Compositions, Reference, compositions_of, energies_of_isolated_atoms, isolated_atoms, reference_of
 from modelforge.data.sources.gather import read
 from modelforge.data.sources.read_report import ReadReport, Removal
 from modelforge.data.sources.source import DataSource
@@ -23,6 +24,10 @@ from modelforge.data.store.opening import OpenedData, cache_folder, open_files
 from modelforge.data.store.prepared_once import Say, silent
 from modelforge.data.structures import Integers, Structures, sum_of_constants
 from modelforge.errors import UserError
+from modelforge.physics.fixed_energy import FixedTerms
+
+NO_TERMS = FixedTerms()
+WORSE_SPREAD = 2.0  # times as much: fixed energies that are right take something off the spread of the labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +45,7 @@ class PreparedData:
     subset_weights: Mapping[str, float]
     cache: Path
     notes: tuple[str, ...]  # what the user should know, in sentences
+    reduced: ReducedLabels  # what training and validation learn from
 
     @property
     def structures(self) -> Structures:
@@ -58,13 +64,19 @@ class PreparedData:
 
 
 def prepare(
-    source: DataSource, *, weights: Mapping[str, float], split_file: Path | None = None, say: Say = silent
+    source: DataSource,
+    *,
+    weights: Mapping[str, float],
+    fixed_terms: FixedTerms = NO_TERMS,
+    split_file: Path | None = None,
+    say: Say = silent,
 ) -> PreparedData:
-    """Read, check, split and reference a data set for loss terms with these weights.
+    """Read, check, split and reference a data set for loss terms with these weights, and a potential with these fixed energies.
 
     `split_file` is where the split of an earlier start lies, or where it is saved; without it nothing is written there.
     `say` is told what takes long.
     """
+    fixed_terms.refuse_unusable()  # before anything is read
     cache = cache_folder(source.cache_folder)
     opened = open_files(source.training_files(), cache=cache, say=say)
     structures, report = opened.structures, opened.report
@@ -82,7 +94,10 @@ def prepare(
     elements = _elements(structures, found, tests)
     audited = _audited(opened, found, tests, cache)
     stop_if_found(audited.findings(), source.audit)
-    reference = reference_of(source.self_energies, structures, found.train, elements, atoms)
+    fixed_terms.refuse_unusable(*(opened_set.structures for opened_set, _ in _evaluated(opened, found, tests).values()))
+    used = np.concatenate([found.train, found.validation])
+    reduced = reduced_labels(opened, fixed_terms, used, cache=cache, say=say)
+    reference = reference_of(source.self_energies, reduced.structures, found.train, elements, atoms)
     if split_file and not is_drawn:  # only now, as no check has stopped the run
         save_split(split_file, found, **drawn_from)
     audit_notes = (f"{finding.key}: {finding.message}" for finding in audited.findings())
@@ -92,12 +107,20 @@ def prepare(
         tests,
         (*report.removals, *removals),
         reference,
-        _scale(structures, found.train, reference, weights),
+        _scale(reduced.structures, found.train, reference, weights),
         elements,
         audited,
         source.subset_weights,
         cache,
-        (*atom_notes, *_group_notes(source, structures), *reference.notes, *missing_label_notes(report), *audit_notes),
+        (
+            *atom_notes,
+            *_group_notes(source, structures),
+            *reference.notes,
+            *_spread_notes(structures, reduced, found.train, elements),
+            *missing_label_notes(report),
+            *audit_notes,
+        ),
+        reduced,
     )
 
 
@@ -198,6 +221,31 @@ def _scale(structures: Structures, training: Integers, reference: Reference, wei
         interaction = (structures.energy - sum_of_constants(structures, reference.table()))[training]
         scale = max(scale, float(np.sqrt(np.nanmean(interaction**2 / structures.num_atoms[training]))))
     return scale if scale > 0 else 1.0
+
+
+def _spread_notes(
+    structures: Structures, reduced: ReducedLabels, training: Integers, elements: tuple[int, ...]
+) -> tuple[str, ...]:
+    """Whether the labels spread much more without the fixed energies, which should explain a part of them."""
+    labelled = training[structures.has_energy[training]]
+    if reduced.terms.is_empty or not len(labelled):
+        return ()
+    compositions = compositions_of(structures, labelled, elements)
+    before, after = (_spread(some, labelled, compositions) for some in (structures, reduced.structures))
+    if after <= WORSE_SPREAD * before:
+        return ()
+    return (
+        f"without the fixed energies, {reduced.terms}, the training energies of structures of one composition spread over "
+        f"{after:.3g} eV, with them over {before:.3g} eV, so they explain nothing: look for labels in a wrong unit, for atoms "
+        "that are too close, for labels that have no such energy in them, or for a cutoff that is too long",
+    )
+
+
+def _spread(structures: Structures, labelled: Integers, compositions: Compositions) -> float:
+    """The RMS of the energies around those that the compositions explain."""
+    energies = structures.energy[labelled]
+    explained = sum_of_constants(structures, compositions.fit(energies, {}).table())[labelled]
+    return float(np.sqrt(np.mean((energies - explained) ** 2)))
 
 
 def _rms_force(structures: Structures, training: Integers) -> float:

@@ -4,9 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from modelforge.potentials.ani import ANISection
 from modelforge.potentials.painn import PaiNNSection
 from modelforge.potentials.sake import SAKESection
 from modelforge.potentials.schnet import SchNetSection
 from modelforge.potentials.tensornet import TensorNetSection
 
-PotentialSection = Annotated[PaiNNSection | SAKESection | SchNetSection | TensorNetSection, Field(discriminator="name")]
+PotentialSection = Annotated[ANISection | PaiNNSection | SAKESection | SchNetSection | TensorNetSection, Field(discriminator="name")]

@@ -18,13 +18,13 @@ from modelforge.atoms.sums import at_senders, sum_over_edges
 from modelforge.nn.cutoffs import cosine_cutoff
 from modelforge.nn.layers import ElementEmbedding, dense, two_layers, without_autocast
 from modelforge.nn.radial import RadialBasisName, radial_basis
-from modelforge.potentials.potential import Potential
-from modelforge.section import Count, Length, Section
+from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
+from modelforge.section import Count, Length
 
 NORM_EPSILON = 1e-8  # under the root of |V|: its second derivative at V = 0 must be finite
 
 
-class PaiNNSection(Section):
+class PaiNNSection(PotentialFields):
     """PaiNN: scalar and vector features with equivariant messages; the fast choice for accurate forces."""
 
     name: Literal["painn"]
@@ -89,29 +89,30 @@ class PaiNN(Potential):
     """The network of the module's docstring."""
 
     def __init__(self, section: PaiNNSection, elements: Sequence[int]) -> None:
-        super().__init__(section, cutoff=section.cutoff, elements=elements)
         num_features, num_layers = section.num_features, section.num_layers
+        super().__init__(section, elements=elements, num_scalars=num_features, num_vectors=num_features)
         num_filters = 1 if section.shared_filters else num_layers
         self.shared_filters = section.shared_filters
-        self.embedding = ElementEmbedding(elements, num_features)
+        self.embedding = ElementEmbedding(elements, num_features, charge=section.charge_embedding, spin=section.spin_embedding)
         self.radial_basis = radial_basis(section.radial_basis, num_radial=section.num_radial, cutoff=section.cutoff)
         self.filters = dense(section.num_radial, num_filters * 3 * num_features)
         self.messages = nn.ModuleList(Message(num_features) for _ in range(num_layers))
         self.mixings = nn.ModuleList(Mixing(num_features) for _ in range(num_layers))
         self.readout = two_layers(num_features, max(num_features // 2, 1), 1, nn.SiLU)
 
-    def forward(self, graph: AtomicGraph) -> Tensor:
-        """Atomic energies, (N,)."""
+    def forward(self, graph: AtomicGraph) -> AtomicOutputs:
+        """Atomic energies and features."""
         distance = graph.edge_vectors.norm(dim=1)  # (E,)
         directions = (graph.edge_vectors / distance[:, None])[:, :, None]  # (E, 3, 1)
-        scalars = self.embedding(graph.atomic_numbers)  # (N, F)
+        scalars = self.embedding(graph)  # (N, F)
         vectors: Tensor | None = None
         for message, mixing, filters in zip(self.messages, self.mixings, self._filters(distance), strict=True):
             to_scalars, to_vectors = message(scalars, vectors, filters, directions, graph)
             scalars, vectors = scalars + to_scalars, to_vectors if vectors is None else vectors + to_vectors
             to_scalars, to_vectors = mixing(scalars, vectors)
             scalars, vectors = scalars + to_scalars, vectors + to_vectors
-        return without_autocast(self.readout, scalars, dtype=distance.dtype)[:, 0]
+        energies = without_autocast(self.readout, scalars, dtype=distance.dtype)[:, 0]
+        return AtomicOutputs.of(energies, scalars, vectors=vectors)
 
     def _filters(self, distance: Tensor) -> Sequence[Tensor]:
         """Filters of each layer, T x (E, 3F)."""

@@ -1,12 +1,85 @@
-"""What every potential is: species and edge vectors in, atomic energies out. N atoms."""
+"""What every potential is: species and edge vectors in, atomic energies and features out; and what any of them can carry.
+
+N atoms, S structures.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from modelforge.atoms.graph import AtomicGraph
-from modelforge.section import Section
+from modelforge.atoms.graph import AtomicGraph, Reach
+from modelforge.physics.dispersion import DispersionSection, NoDispersion
+from modelforge.physics.fixed_energy import FixedTerms
+from modelforge.physics.repulsion import NoRepulsion, RepulsionSection
+from modelforge.potentials.coulomb import CoulombSection, NoCoulomb
+from modelforge.section import Length, Section, SectionError
+
+
+class PotentialFields(Section):
+    """What any potential can carry: ways to forces, inputs, charges, and physics that needs no learning."""
+
+    cutoff: Length
+    """Distance beyond which atoms do not see each other."""
+    forces: Literal["derivative", "direct"] = "derivative"
+    """Forces as minus the gradient of the energy, or predicted directly: faster, but they conserve no energy."""
+    partial_charges: bool = False
+    """A head for the partial charge of each atom, which add up to the total charge, and dipoles and quadrupoles."""
+    charge_embedding: bool = False
+    """Whether the network sees the total charge of the structure."""
+    spin_embedding: bool = False
+    """Whether the network sees the spin multiplicity of the structure."""
+    coulomb: CoulombSection = NoCoulomb()
+    repulsion: RepulsionSection = NoRepulsion()
+    dispersion: DispersionSection = NoDispersion()
+
+    @model_validator(mode="after")
+    def _coulomb_has_charges(self) -> "PotentialFields":
+        if self.coulomb.name != "none" and not self.partial_charges:
+            raise SectionError(
+                ("coulomb", f'name = "{self.coulomb.name}" needs charges; set potential.partial_charges = true, or remove it')
+            )
+        return self
+
+    @property
+    def triples_cutoff(self) -> float:
+        """Distance up to which pairs of neighbours of an atom matter, angstrom; 0 where they do not."""
+        return 0.0
+
+    @property
+    def reach(self) -> Reach:
+        """The edges and triples that graphs must have."""
+        return Reach(self.cutoff, self.triples_cutoff, self.coulomb.far_cutoff, positions=self.partial_charges)
+
+    @property
+    def fixed_terms(self) -> FixedTerms:
+        """The energies that need no learning: taken off the labels, added to predictions."""
+        return FixedTerms(self.repulsion, self.dispersion)
+
+    def build(self, elements: Sequence[int]) -> "Potential":
+        """A network with random weights for these elements."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class AtomicOutputs:
+    """What a potential says of each atom."""
+
+    energies: Tensor  # (N,) in units of the energy model's scale
+    scalars: Tensor  # (N, F) invariant features, which heads read
+    vectors: Tensor  # (N, 3, G) features that turn with the structure; G = 0 where a potential has none
+    charges: Tensor  # (N, C) elementary charges that add up to the total charge; C = 1 if the network has its own, else 0
+
+    @classmethod
+    def of(
+        cls, energies: Tensor, scalars: Tensor, *, vectors: Tensor | None = None, charges: Tensor | None = None
+    ) -> "AtomicOutputs":
+        """Outputs of which a potential has only some."""
+        no_vectors = scalars.new_zeros(scalars.shape[0], 3, 0) if vectors is None else vectors
+        return cls(energies, scalars, no_vectors, scalars[:, :0] if charges is None else charges)
 
 
 class Potential(nn.Module, ABC):
@@ -17,12 +90,22 @@ class Potential(nn.Module, ABC):
     may be in half precision; what it computes of the geometry itself, its sums over edges and its energies may not.
     """
 
-    def __init__(self, section: Section, *, cutoff: float, elements: Sequence[int]) -> None:
+    def __init__(
+        self,
+        section: PotentialFields,
+        *,
+        elements: Sequence[int],
+        num_scalars: int,
+        num_vectors: int = 0,
+        has_charges: bool = False,
+    ) -> None:
         super().__init__()
         self.section = section  # what it was built from: with the elements and the weights, all that it is
-        self.cutoff = cutoff
+        self.reach = section.reach
+        self.cutoff = section.cutoff
         self.elements = tuple(elements)
+        self.num_scalars, self.num_vectors, self.has_charges = num_scalars, num_vectors, has_charges
 
     @abstractmethod
-    def forward(self, graph: AtomicGraph) -> Tensor:
-        """Atomic energies in units of the energy model's scale, (N,)."""
+    def forward(self, graph: AtomicGraph) -> AtomicOutputs:
+        """Atomic energies, and features for heads."""

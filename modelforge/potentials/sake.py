@@ -22,13 +22,13 @@ from modelforge.atoms.sums import at_receivers, at_senders, sum_over_edges
 from modelforge.nn.cutoffs import cosine_cutoff
 from modelforge.nn.layers import ElementEmbedding, dense, two_layers, without_autocast
 from modelforge.nn.radial import ExpNormalBasis
-from modelforge.potentials.potential import Potential
-from modelforge.section import Count, Length, Section
+from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
+from modelforge.section import Count, Length
 
 EPSILON = 1e-5  # of the authors' code: under the root of the distance, and beside it where vectors are divided by it
 
 
-class SAKESection(Section):
+class SAKESection(PotentialFields):
     """SAKE: attention over the neighbours of an atom and over directions to them, without tensors beyond vectors."""
 
     name: Literal["sake"]
@@ -135,9 +135,9 @@ class SAKE(Potential):
     """The network of the module's docstring."""
 
     def __init__(self, section: SAKESection, elements: Sequence[int]) -> None:
-        super().__init__(section, cutoff=section.cutoff, elements=elements)
         num_features, num_layers = section.num_features, section.num_layers
-        self.embedding = ElementEmbedding(elements, num_features)
+        super().__init__(section, elements=elements, num_scalars=num_features)
+        self.embedding = ElementEmbedding(elements, num_features, charge=section.charge_embedding, spin=section.spin_embedding)
         self.interactions = nn.ModuleList(Interaction(section) for _ in range(num_layers))
         num_moves = num_layers - 1 if section.update_positions else 0  # nothing sees where the last block would move atoms
         self.velocities = nn.ModuleList(
@@ -146,10 +146,10 @@ class SAKE(Potential):
         )
         self.readout = two_layers(num_features, num_features, 1, nn.SiLU)
 
-    def forward(self, graph: AtomicGraph) -> Tensor:
-        """Atomic energies, (N,)."""
+    def forward(self, graph: AtomicGraph) -> AtomicOutputs:
+        """Atomic energies and features."""
         surroundings = surroundings_of(graph, self.cutoff)
-        features = self.embedding(graph.atomic_numbers)  # (N, F)
+        features = self.embedding(graph)  # (N, F)
         velocity = surroundings.vectors.new_zeros(graph.num_atoms, 3)
         for place, interaction in enumerate(self.interactions):
             change, mean = interaction(features, surroundings, graph)
@@ -157,7 +157,8 @@ class SAKE(Potential):
             if place < len(self.velocities):
                 velocity = self.velocities[place](features, mean, velocity)
                 surroundings = moved(surroundings, velocity, graph)
-        return without_autocast(self.readout, features, dtype=surroundings.distance.dtype)[:, 0]
+        dtype = surroundings.distance.dtype
+        return AtomicOutputs.of(without_autocast(self.readout, features, dtype=dtype)[:, 0], features)
 
 
 def surroundings_of(graph: AtomicGraph, cutoff: float) -> Surroundings:

@@ -15,11 +15,11 @@ from modelforge.atoms.sums import at_senders, sum_over_edges
 from modelforge.nn.cutoffs import cosine_cutoff
 from modelforge.nn.layers import ElementEmbedding, ShiftedSoftplus, dense, two_layers, without_autocast
 from modelforge.nn.radial import RadialBasisName, radial_basis
-from modelforge.potentials.potential import Potential
-from modelforge.section import Count, Length, Section
+from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
+from modelforge.section import Count, Length
 
 
-class SchNetSection(Section):
+class SchNetSection(PotentialFields):
     """SchNet: continuous-filter convolutions on distances; fast, and the least accurate on forces."""
 
     name: Literal["schnet"]
@@ -62,9 +62,9 @@ class SchNet(Potential):
     """The network of the module's docstring."""
 
     def __init__(self, section: SchNetSection, elements: Sequence[int]) -> None:
-        super().__init__(section, cutoff=section.cutoff, elements=elements)
         num_features = section.num_features
-        self.embedding = ElementEmbedding(elements, num_features)
+        super().__init__(section, elements=elements, num_scalars=num_features)
+        self.embedding = ElementEmbedding(elements, num_features, charge=section.charge_embedding, spin=section.spin_embedding)
         self.radial_basis = radial_basis(section.radial_basis, num_radial=section.num_radial, cutoff=section.cutoff)
         self.interactions = nn.ModuleList(
             Interaction(
@@ -76,12 +76,12 @@ class SchNet(Potential):
         )
         self.readout = two_layers(num_features, max(num_features // 2, 1), 1, nn.SiLU)
 
-    def forward(self, graph: AtomicGraph) -> Tensor:
-        """Atomic energies, (N,)."""
+    def forward(self, graph: AtomicGraph) -> AtomicOutputs:
+        """Atomic energies and features."""
         distance = graph.edge_vectors.norm(dim=1)  # (E,)
         radial = self.radial_basis(distance)  # (E, K)
         envelope = cosine_cutoff(distance, self.cutoff)[:, None]  # (E, 1)
-        features = self.embedding(graph.atomic_numbers)  # (N, F)
+        features = self.embedding(graph)  # (N, F)
         for interaction in self.interactions:
             features = features + interaction(features, radial, envelope, graph)
-        return without_autocast(self.readout, features, dtype=distance.dtype)[:, 0]
+        return AtomicOutputs.of(without_autocast(self.readout, features, dtype=distance.dtype)[:, 0], features)

@@ -28,11 +28,12 @@ from modelforge.nn.layers import ElementEmbedding, ShiftedSoftplus, dense, witho
 from modelforge.nn.matrix_products import anticommutator, square
 from modelforge.nn.pairs import Pairs, at_both_edges, mean_of_pair, pairs_of
 from modelforge.nn.radial import ExpNormalBasis
-from modelforge.potentials.potential import Potential
-from modelforge.section import Count, Length, Section
+from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
+from modelforge.section import Count, Length
 
 ACTIVATIONS = {"silu": nn.SiLU, "tanh": nn.Tanh, "shifted_softplus": ShiftedSoftplus}
-PARTS = (1, 3, 5)  # components of I, A and S
+PARTS = (1, 3, 5)  # components of I, A and S; those of A are a vector
+NUM_OF_FEATURES = 3  # first layers of the readout, which give features; the others give the energy
 # Orthogonal matrices that span the parts; whole numbers, exact in any precision, until `forward` normalizes them.
 COMPONENTS = (
     (1, 0, 0, 0, 1, 0, 0, 0, 1),
@@ -47,7 +48,7 @@ COMPONENTS = (
 )
 
 
-class TensorNetSection(Section):
+class TensorNetSection(PotentialFields):
     """TensorNet: 3x3 matrices as features, which act on each other by matrix products; accurate with few layers."""
 
     name: Literal["tensornet"]
@@ -105,7 +106,7 @@ class Embedding(nn.Module):
     def __init__(self, section: TensorNetSection, elements: Sequence[int]) -> None:
         super().__init__()
         num_features, activation = section.num_features, ACTIVATIONS[section.activation]
-        self.elements = ElementEmbedding(elements, num_features)
+        self.elements = ElementEmbedding(elements, num_features, charge=section.charge_embedding, spin=section.spin_embedding)
         self.receivers = nn.Linear(num_features, num_features)
         self.senders = nn.Linear(num_features, num_features, bias=False)
         self.filters = nn.Linear(section.num_radial, 3 * num_features)
@@ -115,7 +116,7 @@ class Embedding(nn.Module):
 
     def forward(self, radial: Radial, directions: Tensor, graph: AtomicGraph) -> Tensor:
         """X, (N, C, F)."""
-        features = self.elements(graph.atomic_numbers)  # (N, F)
+        features = self.elements(graph)  # (N, F)
         # Z_ij is linear in the features of both atoms: a layer for each, instead of one for each edge.
         receivers, senders = (layer(features).to(features.dtype) for layer in (self.receivers, self.senders))
         species = (at_receivers(receivers, graph) + at_senders(senders, graph))[:, None]  # (E, 1, F)
@@ -157,8 +158,8 @@ class TensorNet(Potential):
     components: Tensor
 
     def __init__(self, section: TensorNetSection, elements: Sequence[int]) -> None:
-        super().__init__(section, cutoff=section.cutoff, elements=elements)
         num_features, activation = section.num_features, ACTIVATIONS[section.activation]
+        super().__init__(section, elements=elements, num_scalars=num_features, num_vectors=num_features)
         half = max(num_features // 2, 1)
         self.radial_basis = ExpNormalBasis(num_radial=section.num_radial, cutoff=section.cutoff)
         self.embedding = Embedding(section, elements)
@@ -174,8 +175,8 @@ class TensorNet(Potential):
         components = torch.tensor(COMPONENTS, dtype=torch.get_default_dtype())
         self.register_buffer("components", components, persistent=False)
 
-    def forward(self, graph: AtomicGraph) -> Tensor:
-        """Atomic energies, (N,)."""
+    def forward(self, graph: AtomicGraph) -> AtomicOutputs:
+        """Atomic energies and features."""
         components = self.components / self.components.norm(dim=1, keepdim=True)  # (C, 9)
         distance = graph.edge_vectors.norm(dim=1)  # (E,)
         radial = self._radial(distance, graph)
@@ -184,7 +185,9 @@ class TensorNet(Potential):
         for interaction in self.interactions:
             x = interaction(x, radial, components, graph)
         invariants = torch.cat([part.square().sum(dim=1) for part in parts_of(x)], dim=1)  # (N, 3F)
-        return without_autocast(self.readout, invariants, dtype=distance.dtype)[:, 0]
+        scalars = without_autocast(self.readout[:NUM_OF_FEATURES], invariants, dtype=distance.dtype)  # (N, F)
+        energies = without_autocast(self.readout[NUM_OF_FEATURES:], scalars, dtype=distance.dtype)[:, 0]
+        return AtomicOutputs.of(energies, scalars, vectors=parts_of(x)[1])
 
     def _radial(self, distance: Tensor, graph: AtomicGraph) -> Radial:
         pairs = pairs_of(graph.reverse_edge)

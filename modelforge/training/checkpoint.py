@@ -19,7 +19,7 @@ from modelforge.training.checkpoint_upgrades import upgraded
 from modelforge.training.progress import BestWeights
 from modelforge.training.task import TaskState
 
-SCHEMA = 2
+SCHEMA = 3
 FIRST_SCHEMA_WITH_DIGEST = 2
 DAMAGED = (  # what torch raises for damaged files
     ArithmeticError,

@@ -1,7 +1,8 @@
 """Checkpoints of earlier releases, brought up to date one schema at a time. A file of each is in the tests.
 
 Schema 1 (0.1.0): the state of the keeper under `keeper`, the training loss as one sum, best weights in best.ckpt only.
-Schema 2: `progress`, sums of each loss term, two stages, best weights in every checkpoint.
+Schema 2 (0.2.0): `progress`, sums of each loss term, two stages, best weights in every checkpoint.
+Schema 3: errors of dipoles, quadrupoles and partial charges.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ import torch
 from modelforge.errors import UserError
 
 OLDEST = 1
+COLUMNS_OF_3 = 22  # of sums of errors
 Stored = dict[str, Any]
 Read = Callable[[Path], Mapping[str, Any]]
 
@@ -64,4 +66,13 @@ def _readable(path: Path, read: Read) -> Mapping[str, Any] | None:
     return None
 
 
-UPGRADES: Mapping[int, Callable[[Stored, Path, Read], Stored]] = {1: _from_1}
+def _from_2(old: Stored, path: Path, read: Read) -> Stored:  # noqa: ARG001 - as the others
+    """Of the errors that were added, none has been measured: their columns come after those that were there."""
+    task = dict(old["task"])
+    errors = dict(task["training_errors"])
+    missing = COLUMNS_OF_3 - errors["by_subset"].shape[1]
+    errors["by_subset"] = torch.nn.functional.pad(errors["by_subset"], (0, missing))
+    return {**old, "schema": 3, "task": {**task, "training_errors": errors}}
+
+
+UPGRADES: Mapping[int, Callable[[Stored, Path, Read], Stored]] = {1: _from_1, 2: _from_2}

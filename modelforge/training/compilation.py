@@ -57,7 +57,7 @@ class StepCompiler:
         if self._refusal:
             self.tell(f"not compiled: {self._refusal}")
             self._refusal = None
-        if self._pending and fits_compilation(batch):
+        if self._pending and fits_compilation(batch, self.model.reach):
             if number >= self.switch_step:
                 self._compile(batch, scales)
             elif self._helper is None and self._is_first_here:

@@ -34,6 +34,11 @@ class EagerStep:
         sums = term_sums(self.loss, prediction, batch.labels, batch.graph, batch.weight)
         detached = Prediction(*(tensor.detach() for tensor in tensors_of(prediction)))
         loss = (sums[:, 0] * scales).sum()
-        if not self.loss.energy_weight:
-            loss = loss + 0.0 * prediction.energy.sum()  # so that each weight has a gradient, as DDP expects
+        for nothing in self._unused(prediction):
+            loss = loss + 0.0 * nothing.sum()  # so that each weight has a gradient, as DDP expects
         return StepResult(loss, sums.detach(), detached)
+
+    def _unused(self, prediction: Prediction) -> list[Tensor]:
+        """What networks have predicted and no term of the loss may see."""
+        unused = [] if self.loss.energy_weight else [prediction.energy]
+        return [*unused, prediction.partial_charges] if self.model.has_charges else unused

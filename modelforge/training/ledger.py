@@ -8,7 +8,7 @@ from torch import Tensor
 
 from modelforge.atoms.graph import Batch
 from modelforge.training.eager_step import EagerStep
-from modelforge.training.loss import LossSection, weights_of
+from modelforge.training.loss import TERMS_OF_CHARGES, LossSection, weights_of
 from modelforge.training.step import CompiledStep
 
 
@@ -74,5 +74,10 @@ def formula(section: LossSection) -> str:
         "energy": f"w_energy mean({FORMULA[section.energy_error].format(function=function)}) over structures",
         "forces": f"w_forces mean({function}(dF)) over {forces}",
         "stress": f"w_stress mean({function}(V dS / sqrt(N))) over components",
+        "dipole": f"w_dipole mean({function}(dD)) over components",
+        "quadrupole": f"w_quadrupole mean({function}(dQ)) over components without trace",
+        "partial_charges": f"w_partial_charges mean({function}(dq)) over atoms",
     }
-    return "loss = " + " + ".join(parts[term] for term in weights_of(section)) + " (eV, angstrom)"
+    terms = weights_of(section)
+    units = "eV, angstrom, e" if terms.keys() & set(TERMS_OF_CHARGES) else "eV, angstrom"
+    return "loss = " + " + ".join(parts[term] for term in terms) + f" ({units})"

@@ -1,10 +1,15 @@
-"""The loss: weighted errors of energy, forces and stress. S structures, N atoms; N_s atoms in structure s.
+"""The loss: weighted errors of energy, forces, stress, moments and charges. S structures, N atoms; N_s in structure s.
 
     L = 1/S sum_s [ w_E (dE_s)^2 / N_s  +  w_F 1/(3 N_s) sum_i |dF_i|^2  +  w_S sum_ab (V_s d(stress)_ab)^2 / (9 N_s) ]
 
 by default (choderalab/modelforge's formula; the stress enters as the virial, which has the unit of an energy). Each sum over
 structures is divided by the number of structures that carry the label: a missing label is masked and never counts as zero.
 Where structures have weights of their own, each of their terms in the sums is multiplied with it; the divisors stay.
+
+Dipoles and partial charges enter as they are, without N_s: the mean over all components and over all atoms (PhysNet:
+O. Unke, M. Meuwly, J. Chem. Theory Comput. 15, 3678, 2019; AIMNet2). Of quadrupoles, second moments sum q r r^T about the
+centre of mass, the part without trace is compared: the trace also holds the spread of the electrons about their atoms, which
+no point charges have. (Buckingham's quadrupoles are 3/2 of that part.)
 """
 
 from typing import Literal
@@ -13,14 +18,14 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from modelforge.atoms.graph import AtomicGraph, Labels, Prediction
+from modelforge.atoms.graph import LABEL_COUNTS, AtomicGraph, Labels, Prediction
 from modelforge.atoms.sums import sum_over_atoms
 from modelforge.section import NonNegative, Positive, Section, SectionError
 from modelforge.training.loss_weights import ConstantWeight, WeightSchedule, largest_weight
 
 
 class LossSection(Section):
-    """Weights and normalisations of the loss terms; errors are in eV and eV/angstrom."""
+    """Weights and normalisations of the loss terms; errors are in eV, eV/angstrom, e, e*angstrom and e*angstrom^2."""
 
     energy_weight: NonNegative = 1.0
     """Weight of the energy term; 0 leaves it out."""
@@ -28,10 +33,16 @@ class LossSection(Section):
     """Weight of the forces term; 0 leaves it out, and forces are then not computed in training."""
     stress_weight: NonNegative = 0.0
     """Weight of the virial term (stress times volume) of periodic structures; 0 leaves it out."""
+    dipole_weight: NonNegative = 0.0
+    """Weight of the dipoles of structures that are not periodic, which are those of the partial charges; 0 leaves it out."""
+    quadrupole_weight: NonNegative = 0.0
+    """Weight of the quadrupoles (second moments about the centre of mass, without their trace); 0 leaves it out."""
+    partial_charges_weight: NonNegative = 0.0
+    """Weight of the term of the atoms' partial charges; 0 leaves it out."""
     function: Literal["mse", "mae", "huber"] = "mse"
     """Function of an error: its square, its magnitude, or Huber's mixture of both."""
     huber_delta: Positive | None = None
-    """Error (eV, eV/angstrom) at which Huber's function turns from square to linear; 0.1 where not given. Only for huber."""
+    """Error (in the units above) at which Huber's function turns from square to linear; 0.1 where not given. Only for huber."""
     energy_error: Literal["over_atoms", "per_atom", "total"] = "over_atoms"
     """Energy error: (dE)^2/N, (dE/N)^2 or (dE)^2; for mae and huber the function of dE/sqrt(N), dE/N or dE."""
     forces_mean: Literal["structure", "component"] = "structure"
@@ -42,6 +53,12 @@ class LossSection(Section):
     """How the weight of the forces term comes to its value."""
     stress_schedule: WeightSchedule = ConstantWeight()
     """How the weight of the virial term comes to its value."""
+    dipole_schedule: WeightSchedule = ConstantWeight()
+    """How the weight of the dipole term comes to its value."""
+    quadrupole_schedule: WeightSchedule = ConstantWeight()
+    """How the weight of the quadrupole term comes to its value."""
+    partial_charges_schedule: WeightSchedule = ConstantWeight()
+    """How the weight of the partial charges comes to its value."""
 
     @model_validator(mode="after")
     def _options_are_used(self) -> "LossSection":
@@ -53,12 +70,14 @@ class LossSection(Section):
 
     @property
     def needs_derivatives(self) -> bool:
-        """Whether forces or stress have to be computed."""
+        """Whether forces or stress have to be computed; direct forces are no derivatives."""
         return bool({"forces", "stress"} & weights_of(self).keys())
 
 
-TERMS = ("energy", "forces", "stress")
-ENERGIES, FORCE_STRUCTURES, FORCE_COMPONENTS, STRESS_COMPONENTS = range(4)  # places in Batch.label_counts
+TERMS = ("energy", "forces", "stress", "dipole", "quadrupole", "partial_charges")
+TERMS_OF_CHARGES = TERMS[3:]
+# Places in Batch.label_counts.
+ENERGIES, FORCE_STRUCTURES, FORCE_COMPONENTS, STRESS_COMPONENTS, DIPOLES, QUADRUPOLES, CHARGES = range(len(LABEL_COUNTS))
 
 
 def weights_of(section: LossSection) -> dict[str, float]:
@@ -77,7 +96,14 @@ def term_sums(
     `weight` (S,) multiplies what each structure gives to the numerators; 1 by default.
     """
     weight = torch.ones_like(labels.energy) if weight is None else weight
-    terms = {"energy": _energy_sums, "forces": _forces_sums, "stress": _stress_sums}
+    terms = {
+        "energy": _energy_sums,
+        "forces": _forces_sums,
+        "stress": _stress_sums,
+        "dipole": _dipole_sums,
+        "quadrupole": _quadrupole_sums,
+        "partial_charges": _charges_sums,
+    }
     return torch.stack([terms[name](section, prediction, labels, graph, weight) for name in weights_of(section)])
 
 
@@ -89,7 +115,7 @@ def term_values(sums: Tensor) -> Tensor:
 def term_counts(section: LossSection, label_counts: Tensor) -> Tensor:
     """What the numerator of each term is divided by, (T,), from the numbers of labels of `Batch.label_counts`."""
     forces = FORCE_COMPONENTS if section.forces_mean == "component" else FORCE_STRUCTURES
-    columns = {"energy": ENERGIES, "forces": forces, "stress": STRESS_COMPONENTS}
+    columns = dict(zip(TERMS, (ENERGIES, forces, STRESS_COMPONENTS, DIPOLES, QUADRUPOLES, CHARGES), strict=True))
     return torch.stack([label_counts[columns[name]] for name in weights_of(section)]).clamp(min=1.0)
 
 
@@ -113,6 +139,30 @@ def _stress_sums(section: LossSection, prediction: Prediction, labels: Labels, g
     factor = (graph.volume / atoms_per_structure(graph).sqrt())[:, None, None]
     errors, known = _masked(prediction.stress * factor, labels.stress * factor)
     return _sums(_function(section, errors), known, weight[:, None, None])
+
+
+def _dipole_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor) -> Tensor:
+    errors, known = _masked(prediction.dipole, labels.dipole)
+    return _sums(_function(section, errors), known, weight[:, None])
+
+
+def _quadrupole_sums(
+    section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor
+) -> Tensor:
+    errors, known = _masked(without_trace(prediction.quadrupole), without_trace(labels.quadrupole))
+    return _sums(_function(section, errors), known, weight[:, None, None])
+
+
+def _charges_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor) -> Tensor:
+    errors, known = _masked(prediction.partial_charges, labels.partial_charges)
+    return _sums(_function(section, errors), known, weight[graph.structure_index])
+
+
+def without_trace(moments: Tensor) -> Tensor:
+    """Second moments (S, 3, 3) minus a third of their trace on the diagonal."""
+    third = moments.diagonal(dim1=1, dim2=2).mean(dim=1)  # (S,)
+    identity = torch.eye(3, dtype=moments.dtype, device=moments.device)
+    return moments - third[:, None, None] * identity
 
 
 def _function(section: LossSection, errors: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ from torchmetrics import Metric
 
 from modelforge.atoms.graph import Batch, Prediction
 from modelforge.atoms.self_energies import NUM_ATOMIC_NUMBERS
-from modelforge.training.loss import atoms_per_structure
+from modelforge.training.loss import atoms_per_structure, without_trace
 
 MILLI = 1e3
 Errors = dict[str, float | int | None]
 
 # Columns of the sums. Of an error x that is labelled n times: n, sum |x|, sum x^2.
-STRUCTURE_SUMS = ("energy", "energy_per_atom", "forces", "stress")
+STRUCTURE_SUMS = ("energy", "energy_per_atom", "forces", "stress", "dipole", "quadrupole", "partial_charges")
 COLUMNS = 1 + 3 * len(STRUCTURE_SUMS)  # the number of structures comes first
 
 
@@ -43,11 +43,20 @@ class ErrorSums(Metric):
         labels, graph = batch.labels, batch.graph
         energy = prediction.energy.double() - labels.energy.double()
         forces = _sums(prediction.forces.double() - labels.forces.double())  # (N, 3)
-        stress = _sums((prediction.stress.double() - labels.stress.double()).flatten(1))
-        per_atom = energy / atoms_per_structure(graph)
-        of_structures = forces.new_zeros(len(energy), 3).index_add(0, graph.structure_index, forces)
+        charges = _sums((prediction.partial_charges.double() - labels.partial_charges.double())[:, None])  # (N, 3)
+        of_structures = (
+            energy[:, None],
+            (energy / atoms_per_structure(graph))[:, None],
+            (prediction.stress.double() - labels.stress.double()).flatten(1),
+            prediction.dipole.double() - labels.dipole.double(),
+            without_trace(prediction.quadrupole.double() - labels.quadrupole.double()).flatten(1),
+        )
+        energies, per_atom, stress, dipole, quadrupole = (_sums(differences) for differences in of_structures)
+        forces_of, charges_of = (
+            forces.new_zeros(len(energy), 3).index_add(0, graph.structure_index, of_atoms) for of_atoms in (forces, charges)
+        )
         count = (batch.indices >= 0).to(energy.dtype)[:, None]  # a stand-in of a process without a structure is none
-        rows = torch.cat([count, _sums(energy[:, None]), _sums(per_atom[:, None]), of_structures, stress], dim=1)
+        rows = torch.cat([count, energies, per_atom, forces_of, stress, dipole, quadrupole, charges_of], dim=1)
         self.by_subset.index_add_(0, batch.subset.clamp(max=len(self.by_subset) - 1), rows)
         self.by_element.index_add_(0, graph.atomic_numbers, forces)
 
@@ -81,7 +90,9 @@ def _sums(differences: Tensor) -> Tensor:
 
 
 def _errors_of(row: Sequence[float]) -> Errors:
-    energy, per_atom, forces, stress = (row[1 + 3 * k : 4 + 3 * k] for k in range(len(STRUCTURE_SUMS)))
+    energy, per_atom, forces, stress, dipole, quadrupole, charges = (
+        row[1 + 3 * k : 4 + 3 * k] for k in range(len(STRUCTURE_SUMS))
+    )
     found: Errors = {
         "energy_mae_mev_per_atom": _mae(per_atom),
         "energy_rmse_mev_per_atom": _rmse(per_atom),
@@ -89,11 +100,23 @@ def _errors_of(row: Sequence[float]) -> Errors:
         "energy_rmse_mev": _rmse(energy),
     }
     found |= _force_errors(forces)
-    found |= {"stress_mae_mev_per_angstrom3": _mae(stress), "stress_rmse_mev_per_angstrom3": _rmse(stress)}
+    found |= {
+        "stress_mae_mev_per_angstrom3": _mae(stress),
+        "stress_rmse_mev_per_angstrom3": _rmse(stress),
+        "dipole_mae_me_angstrom": _mae(dipole),
+        "dipole_rmse_me_angstrom": _rmse(dipole),
+        "quadrupole_mae_me_angstrom2": _mae(quadrupole),  # without trace, as in the loss
+        "quadrupole_rmse_me_angstrom2": _rmse(quadrupole),
+        "partial_charges_mae_me": _mae(charges),
+        "partial_charges_rmse_me": _rmse(charges),
+    }
     return found | {
         "num_structures": round(row[0]),
         "num_energy_labels": round(energy[0]),
         "num_stress_components": round(stress[0]),
+        "num_dipole_components": round(dipole[0]),
+        "num_quadrupole_components": round(quadrupole[0]),
+        "num_partial_charges": round(charges[0]),
     }
 
 

@@ -25,6 +25,12 @@ class SecondStage(Section):
     """Weight of the forces term from the switch on; that of `training.loss` where not given."""
     stress_weight: NonNegative | None = None
     """Weight of the virial term from the switch on; that of `training.loss` where not given."""
+    dipole_weight: NonNegative | None = None
+    """Weight of the dipole term from the switch on; that of `training.loss` where not given."""
+    quadrupole_weight: NonNegative | None = None
+    """Weight of the quadrupole term from the switch on; that of `training.loss` where not given."""
+    partial_charges_weight: NonNegative | None = None
+    """Weight of the partial charges from the switch on; that of `training.loss` where not given."""
     average: Literal["uniform", "ema"] | None = None
     """Averaged weights: `uniform` is the mean over all steps of the stage (SWA), `ema` goes on as in `training.ema`; `uniform`
     where not given."""

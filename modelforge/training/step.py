@@ -5,6 +5,7 @@ out by tracing with `make_fx`, then Inductor fuses the whole. Legend: S structur
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, cast
 
 import torch
@@ -16,12 +17,14 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext, SymbolicContext
 
-from modelforge.atoms.graph import AtomicGraph, Batch, Labels, Prediction, tensors_of
+from modelforge.atoms.graph import AtomicGraph, Batch, Labels, Prediction, Reach, tensors_of
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.training.eager_step import EagerStep, StepResult
 from modelforge.training.loss import LossSection
 
-NUM_GRAPH_TENSORS = 8
+NUM_GRAPH_TENSORS = len(fields(AtomicGraph))
+NUM_PREDICTED = len(fields(Prediction))
+AXIS_THAT_VARIES = [1 if field.name in ("edge_index", "triples", "far_edge_index") else 0 for field in fields(AtomicGraph)]
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}  # compiled against eager, relative to the largest value
 
 
@@ -40,19 +43,21 @@ class CompiledStep:
 
     def __call__(self, batch: Batch, scales: Tensor) -> StepResult:
         """Loss and prediction of a batch for the scales of the terms (T,)."""
-        if self.failure or not fits_compilation(batch):
+        if self.failure or not fits_compilation(batch, self.model.reach):
             return self.eager(batch, scales)
         inputs = _inputs(batch)
-        for tensor in inputs:
-            mark_dynamic(tensor, 1 if tensor is inputs[1] else 0)
+        for place, tensor in enumerate(inputs):
+            if (axis := _axis_that_varies(place)) is not None and tensor.shape[axis]:
+                mark_dynamic(tensor, axis)
         try:
             with torch.no_grad():
-                loss, sums, energy, forces, stress, *gradients = self._compiled(*self._states, scales, *inputs)
+                loss, sums, *rest = self._compiled(*self._states, scales, *inputs)
         except Exception as error:  # noqa: BLE001 - whatever the compiler raises, the eager step gives the result
             self.failure = in_a_line(error)
             return self.eager(batch, scales)
+        prediction, gradients = rest[:NUM_PREDICTED], rest[NUM_PREDICTED:]
         differentiable = _WithGradients.apply(loss, len(gradients), *gradients, *self.parameters)  # type: ignore[no-untyped-call]
-        return StepResult(differentiable, sums, Prediction(energy, forces, stress))
+        return StepResult(differentiable, sums, Prediction(*prediction))
 
 
 def in_a_line(error: Exception) -> str:
@@ -60,10 +65,13 @@ def in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
-def fits_compilation(batch: Batch) -> bool:
-    """Whether no size is 0 or 1: the compiler treats these as constants."""
+def fits_compilation(batch: Batch, reach: Reach) -> bool:
+    """Whether no size that varies is 0 or 1: the compiler treats these as constants."""
     graph = batch.graph
-    return min(graph.num_atoms, graph.num_edges, graph.num_structures) > 1
+    sizes = [graph.num_atoms, graph.num_edges, graph.num_structures]
+    sizes += [graph.triples.shape[1]] if reach.triples_cutoff else []
+    sizes += [graph.far.num_edges] if reach.far_cutoff else []
+    return min(sizes) > 1
 
 
 def largest_difference(compiled: CompiledStep, batch: Batch, scales: Tensor) -> float:
@@ -109,6 +117,11 @@ class _WithGradients(torch.autograd.Function):
         return (None, None, *(None for _ in gradients), *torch._foreach_mul(gradients, upstream[0]))
 
 
+def _axis_that_varies(place: int) -> int | None:
+    """The axis of an input of a batch along which its size varies; what is empty is so in all batches."""
+    return None if place < 0 else AXIS_THAT_VARIES[place] if place < NUM_GRAPH_TENSORS else 0
+
+
 def _inputs(batch: Batch) -> list[Tensor]:
     return [*tensors_of(batch.graph), *tensors_of(batch.labels), batch.weight]
 
@@ -151,7 +164,7 @@ class _Substituted:
     """A model that runs with other tensors in the place of its weights and buffers."""
 
     def __init__(self, model: EnergyModel, named: dict[str, Tensor]) -> None:
-        self.model, self.named = model, named
+        self.model, self.named, self.has_charges = model, named, model.has_charges
 
     def __call__(self, graph: AtomicGraph, *, forces: bool, stress: bool) -> Prediction:
         options = {"forces": forces, "stress": stress}
@@ -163,8 +176,8 @@ def _stand_ins(tensors: Sequence[Tensor], num_fixed: int) -> list[Tensor]:
     mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=False), allow_non_fake_inputs=True)
     stand_ins: list[Tensor] = []
     for place, tensor in enumerate(tensors):
-        varying = {-1} if place < num_fixed else {1} if place == num_fixed + 1 else {0}
-        sizes = [DimDynamic.DYNAMIC if dim in varying else DimDynamic.STATIC for dim in range(tensor.ndim)]
+        axis = _axis_that_varies(place - num_fixed)
+        sizes = [DimDynamic.DYNAMIC if dim == axis and tensor.shape[dim] else DimDynamic.STATIC for dim in range(tensor.ndim)]
         context: SymbolicContext = StatelessSymbolicContext(dynamic_sizes=sizes)
         stand_ins.append(mode.from_tensor(tensor, symbolic_context=context))
     return stand_ins

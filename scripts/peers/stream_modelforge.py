@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from modelforge.atoms.graph import Reach
 from modelforge.data.batching.batches import StructureTable, structure_table
 from modelforge.data.batching.edges import EdgeTable, edges_of
 from modelforge.data.batching.order import BatchOrder, TrainingBatches
@@ -182,7 +183,7 @@ def opened_table(folder: Path) -> StructureTable:
     edges = kept_edges(opened, folder)
     return structure_table(
         opened.structures,
-        cutoff=CUTOFF,
+        reach=Reach(CUTOFF),
         self_energies=np.zeros(256),
         dtype=torch.float32,
         edges=edges,

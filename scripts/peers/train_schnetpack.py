@@ -1,4 +1,4 @@
-"""Train SchNetPack's PaiNN as its rMD17 example does and write when each validation ended; `benchmark_training.py` runs it.
+"""Train SchNetPack's SchNet or PaiNN as its rMD17 example does; `benchmark_training.py` runs it.
 
 Runs with an interpreter that has schnetpack installed, and imports nothing of modelforge. All parts are SchNetPack's own:
 ASE database, AtomsDataModule, AtomisticTask, callbacks (weight average, best and last checkpoint) and loss weights of
@@ -9,7 +9,6 @@ configs/experiment/rmd17.yaml, in Lightning's Trainer. Only its loggers and prog
 # because ase annotates only some of its functions.
 
 import argparse
-import json
 import time
 import warnings
 from importlib.metadata import version
@@ -21,6 +20,7 @@ import schnetpack as spk
 import torch
 import torchmetrics
 from ase.io import read
+from measuring import Figures, fixed, options, time_passes, write_figures
 from schnetpack import transform
 from schnetpack.data import AtomsDataFormat, AtomsDataModule, create_dataset
 from schnetpack.train import ExponentialMovingAverage, ModelCheckpoint, ReduceLROnPlateau
@@ -52,39 +52,41 @@ def write_database(data: Path, folder: Path, *, num_validation: int) -> None:
     np.savez(folder / "split.npz", train_idx=np.arange(first), val_idx=validation, test_idx=np.arange(0))
 
 
-def build_data(options: argparse.Namespace, folder: Path) -> AtomsDataModule:
+def build_data(chosen: argparse.Namespace, folder: Path) -> AtomsDataModule:
     """The data module of the rMD17 example."""
     transforms = [
         transform.SubtractCenterOfMass(),
         transform.RemoveOffsets("energy", remove_mean=True),
         # As in the example; for molecules it is faster than CachedNeighborList, which opens a file for each structure.
-        transform.MatScipyNeighborList(cutoff=options.cutoff),
+        transform.MatScipyNeighborList(cutoff=chosen.network["cutoff"]),
         transform.CastTo32(),
     ]
     return AtomsDataModule(
         str(folder / "data.db"),
-        batch_size=options.batch_size,
+        batch_size=chosen.batch_size,
         split_file=str(folder / "split.npz"),
         distance_unit="Ang",
         property_units=UNITS,
         transforms=transforms,
-        num_workers=options.workers,
+        num_workers=chosen.workers,
     )
 
 
-def build_task(options: argparse.Namespace) -> spk.task.AtomisticTask:
-    """PaiNN with energy and forces, losses, AdamW and plateau schedule of the rMD17 example."""
-    potential = spk.representation.PaiNN(
-        n_atom_basis=options.features,
-        n_interactions=options.layers,
-        radial_basis=spk.nn.GaussianRBF(n_rbf=options.radial, cutoff=options.cutoff),
-        cutoff_fn=spk.nn.CosineCutoff(options.cutoff),
+def build_task(chosen: argparse.Namespace) -> spk.task.AtomisticTask:
+    """The network with energy and forces, losses, AdamW and plateau schedule of the rMD17 example."""
+    network = chosen.network
+    representation = {"schnet": spk.representation.SchNet, "painn": spk.representation.PaiNN}[chosen.potential]
+    potential = representation(
+        n_atom_basis=network["num_features"],
+        n_interactions=network["num_layers"],
+        radial_basis=spk.nn.GaussianRBF(n_rbf=network["num_radial"], cutoff=network["cutoff"]),
+        cutoff_fn=spk.nn.CosineCutoff(network["cutoff"]),
     )
     model = spk.model.NeuralNetworkPotential(
         representation=potential,
         input_modules=[spk.atomistic.PairwiseDistances()],
         output_modules=[
-            spk.atomistic.Atomwise(n_in=options.features, output_key="energy"),
+            spk.atomistic.Atomwise(n_in=network["num_features"], output_key="energy"),
             spk.atomistic.Forces(energy_key="energy", force_key="forces"),
         ],
         postprocessors=[transform.CastTo64(), transform.AddOffsets("energy", add_mean=True)],
@@ -93,7 +95,7 @@ def build_task(options: argparse.Namespace) -> spk.task.AtomisticTask:
         model=model,
         outputs=[_output("energy", weight=0.01), _output("forces", weight=0.99)],
         optimizer_cls=torch.optim.AdamW,
-        optimizer_args={"lr": options.learning_rate, "weight_decay": 0.0},
+        optimizer_args={"lr": chosen.learning_rate, "weight_decay": 0.0},
         scheduler_cls=ReduceLROnPlateau,
         scheduler_args={"mode": "min", "factor": 0.5, "patience": 75, "threshold": 0.0, "cooldown": 10},
         scheduler_monitor="val_loss",
@@ -108,15 +110,23 @@ def _output(name: str, *, weight: float) -> spk.task.ModelOutput:
     return spk.task.ModelOutput(name, loss_fn=torch.nn.MSELoss(), loss_weight=weight, metrics=metrics)
 
 
-def main() -> None:
-    """Train, then write the figures."""
-    options = _options()
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(options.threads)
-    pl.seed_everything(0)
-    folder: Path = options.folder
-    write_database(options.data, folder, num_validation=options.num_validation)
-    data, task, clock = build_data(options, folder), build_task(options), Clock()
+def passes(task: spk.task.AtomisticTask, data: AtomsDataModule, chosen: argparse.Namespace) -> list[float]:
+    """The optimizer step alone, as in `AtomisticTask.training_step` without its metrics."""
+    (optimizer,), _ = task.configure_optimizers()
+
+    def step(batch: dict[str, torch.Tensor]) -> None:
+        targets = {output.target_property: batch[output.target_property] for output in task.outputs}
+        loss = task.loss_fn(task.predict_without_postprocessing(dict(batch)), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return time_passes(step, fixed(data.train_dataloader(), chosen.fixed_batches), passes=chosen.epochs)
+
+
+def train(task: spk.task.AtomisticTask, data: AtomsDataModule, chosen: argparse.Namespace) -> list[float]:
+    """As the example does; the time after each validation."""
+    folder, clock = chosen.folder, Clock()
     checkpoint = ModelCheckpoint(
         model_path=str(folder / "best_model"),
         monitor="val_loss",
@@ -128,8 +138,8 @@ def main() -> None:
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
-        max_epochs=options.epochs,
-        callbacks=[clock, ExponentialMovingAverage(decay=options.ema_decay), checkpoint],
+        max_epochs=chosen.epochs,
+        callbacks=[clock, ExponentialMovingAverage(decay=chosen.ema_decay), checkpoint],
         num_sanity_val_steps=0,
         inference_mode=False,
         enable_progress_bar=False,
@@ -138,24 +148,28 @@ def main() -> None:
         default_root_dir=folder,
     )
     trainer.fit(task, datamodule=data)
-    figures = {
-        "seconds": clock.seconds,
-        "num_parameters": sum(weight.numel() for weight in task.model.parameters()),
-        "num_embedding": task.model.representation.embedding.weight.numel(),
-        "versions": {"schnetpack": version("schnetpack"), "torch": torch.__version__},
-    }
-    (folder / "figures.json").write_text(json.dumps(figures))
+    return clock.seconds
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train SchNetPack's PaiNN for benchmark_training.py.")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="an empty folder; figures.json is written there")
-    for name in ("num-validation", "batch-size", "threads", "epochs", "workers", "features", "layers", "radial"):
-        parser.add_argument(f"--{name}", type=int, required=True)
-    for name in ("cutoff", "learning-rate", "ema-decay"):
-        parser.add_argument(f"--{name}", type=float, required=True)
-    return parser.parse_args()
+def main() -> None:
+    """Train, then write the figures."""
+    chosen = options("Train a network of SchNetPack for benchmark_training.py.")
+    warnings.filterwarnings("ignore")
+    pl.seed_everything(0)
+    write_database(chosen.data, chosen.folder, num_validation=chosen.num_validation)
+    data, task = build_data(chosen, chosen.folder), build_task(chosen)
+    data.setup()
+    task.model.initialize_transforms(data)
+    seconds = passes(task, data, chosen) if chosen.fixed_batches else train(task, data, chosen)
+    write_figures(
+        chosen.folder,
+        Figures(
+            seconds=seconds,
+            num_parameters=sum(weight.numel() for weight in task.model.parameters() if weight.requires_grad),
+            num_embedding=task.model.representation.embedding.weight.numel(),
+            versions={"schnetpack": version("schnetpack"), "torch": torch.__version__},
+        ),
+    )
 
 
 if __name__ == "__main__":

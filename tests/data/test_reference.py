@@ -11,6 +11,7 @@ from made_structures import structures_of
 from pydantic import ValidationError
 from tolerances import LABEL_ROUNDING, SELF_ENERGY
 
+from modelforge.atoms.graph import Reach
 from modelforge.atoms.units import HARTREE
 from modelforge.data.batching.batches import structure_table
 from modelforge.data.prepare import prepare
@@ -203,7 +204,7 @@ def test_labels_in_single_precision_are_the_rounded_difference():
     structures = structures_of(atoms)
     found = reference_for(SelfEnergiesSection(), structures)
     exact = structures.energy - sum_of_constants(structures, found.table())
-    table = structure_table(structures, cutoff=0.1, self_energies=found.table(), dtype=torch.float32)
+    table = structure_table(structures, reach=Reach(0.1), self_energies=found.table(), dtype=torch.float32)
     assert table.energy.dtype == torch.float32
     assert np.abs(structures.energy).min() > 1e5
     assert np.abs(table.energy.double().numpy() - exact).max() <= LABEL_ROUNDING * np.abs(exact).max()
@@ -228,7 +229,7 @@ def test_a_shift_of_all_labels_of_an_element_leaves_what_is_trained_on(element: 
     shifted = replace(structures, energy=structures.energy + sum_of_constants(structures, shift))
     tables = [reference_for(SelfEnergiesSection(), s).table() for s in (structures, shifted)]
     labels = [
-        structure_table(s, cutoff=0.1, self_energies=table, dtype=torch.float32).energy.double().numpy()
+        structure_table(s, reach=Reach(0.1), self_energies=table, dtype=torch.float32).energy.double().numpy()
         for s, table in zip((structures, shifted), tables, strict=True)
     ]
     assert np.abs(labels[0]).max() > 0.1

@@ -1,6 +1,7 @@
 """What physics and the house ask of every potential; a new member of the union is tested without a line here.
 
-Each potential is built small with its default options, and once more for every other value of each choice that it has.
+Each potential is built small with its default options, once more for every other value of each choice that it has, and once
+more with each of the things that any potential can carry.
 """
 
 from collections.abc import Iterator
@@ -17,18 +18,24 @@ from scipy.spatial.transform import Rotation
 from tolerances import CUTOFF_MARGIN, EXACT_SUM, FINITE_DIFFERENCE, JUMP, SINGLE_PRECISION, STEP
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modelforge.atoms.graph import AtomicGraph, Labels, Prediction, tensors_of
+from modelforge.atoms.graph import AtomicGraph, Labels, Prediction, Reach, tensors_of
 from modelforge.data.batching.batches import structure_table
 from modelforge.potentials import PotentialSection
 from modelforge.potentials.energy_model import EnergyModel
-from modelforge.section import Section
+from modelforge.potentials.potential import PotentialFields
 from modelforge.training.loss import LossSection, term_sums, term_values
 
 CUTOFF = 3.5
 SMALL = {"cutoff": CUTOFF, "num_features": 8, "num_filters": 6, "num_layers": 2, "num_radial": 5}
+SMALL |= {"widths": {}, "other_widths": (8, 6, 7)}
 ELEMENTS = (1, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53)  # eleven, a size that nothing else in a small potential has
 
-Member = tuple[type[Section], dict[str, Any]]
+CARRIED = (
+    {"forces": "direct"},
+    {"partial_charges": True, "charge_embedding": True, "spin_embedding": True},
+)
+
+Member = tuple[type[PotentialFields], dict[str, Any]]
 
 
 def members() -> Iterator[Member]:
@@ -38,8 +45,9 @@ def members() -> Iterator[Member]:
         usual = {name: value for name, value in SMALL.items() if name in fields}
         usual["name"] = get_args(fields["name"].annotation)[0]
         yield section, usual
+        yield from ((section, usual | carried) for carried in CARRIED)
         for name, field in fields.items():
-            if name != "name":
+            if name != "name" and name not in PotentialFields.model_fields:
                 yield from ((section, {**usual, name: value}) for value in other_choices(field.annotation, field.default))
 
 
@@ -81,7 +89,7 @@ CRYSTAL = crystal(5, ELEMENTS[:4], seed=4)
 
 
 def predict(model: EnergyModel, *all_atoms: Atoms) -> Prediction:
-    return model(batch_of(all_atoms, cutoff=CUTOFF, dtype=model.scale.dtype).graph, stress=True)
+    return model(batch_of(all_atoms, reach=model.reach, dtype=model.scale.dtype).graph, stress=True)
 
 
 def assert_close(got: torch.Tensor, expected: torch.Tensor | np.ndarray, *, relative: float = EXACT_SUM) -> None:
@@ -172,6 +180,9 @@ def test_elements_differ(model):
 
 @pytest.mark.parametrize("atoms", [MOLECULE, CRYSTAL], ids=["molecule", "crystal"])
 def test_forces_are_minus_the_slope_of_the_energy(model, atoms):
+    if not model.is_conservative:
+        assert model.potential.section.forces == "direct"
+        return
     steps = STEP * np.eye(3 * len(atoms)).reshape(-1, len(atoms), 3)
     energies = [predict(model, *(moved(atoms, atoms.positions + s * step) for step in steps)).energy for s in (1, -1)]
     slope = (energies[0] - energies[1]).reshape(-1, 3) / (2 * STEP)
@@ -196,7 +207,7 @@ def test_stress_is_missing_where_there_is_no_volume(model):
 
 
 def test_what_is_not_asked_for_is_missing_and_not_zero(model):
-    graph = batch_of([MOLECULE, CRYSTAL], cutoff=CUTOFF).graph
+    graph = batch_of([MOLECULE, CRYSTAL], reach=model.reach).graph
     energy_only, with_forces = model(graph, forces=False), model(graph)
     assert energy_only.forces.isnan().all()
     assert energy_only.stress.isnan().all()
@@ -231,7 +242,7 @@ def test_an_isolated_atom_has_an_energy_and_no_force(model):
 
 def test_a_batch_without_any_edge_has_energies_and_no_forces(model):
     alone = [Atoms("C"), Atoms("H"), Atoms("OH", positions=[[0, 0, 0], [0, 0, 50]])]
-    batch = batch_of(alone, cutoff=CUTOFF)
+    batch = batch_of(alone, reach=model.reach)
     assert batch.graph.num_edges == 0
     prediction = model(batch.graph, stress=True)
     assert (prediction.forces == 0).all()
@@ -247,6 +258,12 @@ def test_an_empty_crystal_has_no_stress(model):
 
 
 # The cutoff
+
+
+def lengthened(reach: Reach, by: float) -> Reach:
+    """A reach with longer edges, and longer edges of triples."""
+    triples_cutoff = reach.triples_cutoff + by if reach.triples_cutoff else 0.0
+    return replace(reach, cutoff=reach.cutoff + by, triples_cutoff=triples_cutoff)
 
 
 def trimer(distance: float) -> Atoms:
@@ -265,11 +282,11 @@ def test_energy_does_not_jump_at_the_cutoff_in_value_and_slope(model):
 def test_edges_at_and_beyond_the_cutoff_do_nothing(model):
     """Also where a graph was made for a longer cutoff."""
     atoms = cluster(12, ELEMENTS, seed=11)
-    longer, exact = (model(batch_of([atoms], cutoff=cutoff).graph) for cutoff in (CUTOFF + 1.5, CUTOFF))
+    longer, exact = (model(batch_of([atoms], reach=lengthened(model.reach, by)).graph) for by in (1.5, 0.0))
     assert_close(longer.energy, exact.energy)
     assert_close(longer.forces, exact.forces)
     at_cutoff = Atoms("CO", positions=[[0, 0, 0], [0, 0, CUTOFF]])
-    graph = batch_of([at_cutoff], cutoff=CUTOFF + 0.1).graph
+    graph = batch_of([at_cutoff], reach=lengthened(model.reach, 0.1)).graph
     assert graph.num_edges == 2
     assert model(graph).forces.abs().max() < EXACT_SUM
 
@@ -309,7 +326,7 @@ def zero_labels(graph: AtomicGraph) -> Labels:
 @pytest.mark.parametrize("case", HARD_CASES)
 def test_second_derivatives_are_finite(member, case, dtype):
     model = build(member).to(dtype)
-    graph = batch_of(HARD_CASES[case], cutoff=CUTOFF, dtype=dtype).graph
+    graph = batch_of(HARD_CASES[case], reach=model.reach, dtype=dtype).graph
     loss = LossSection(energy_weight=0, stress_weight=1.0 if graph.volume.isfinite().any() else 0.0)
     for gradient in weight_gradients(model, graph, zero_labels(graph), loss):
         assert gradient.isfinite().all()
@@ -318,7 +335,7 @@ def test_second_derivatives_are_finite(member, case, dtype):
 @pytest.mark.parametrize("function", ["mse", "mae", "huber"])
 def test_gradients_are_finite_where_the_residual_is_zero(member, function):
     model = build(member)
-    graph = batch_of([MOLECULE, CRYSTAL, Atoms("H")], cutoff=CUTOFF).graph
+    graph = batch_of([MOLECULE, CRYSTAL, Atoms("H")], reach=model.reach).graph
     labels = Labels(*(tensor.detach() for tensor in tensors_of(model.train()(graph, stress=True))))
     loss = LossSection(function=function, stress_weight=1.0)
     for gradient in weight_gradients(model, graph, labels, loss):
@@ -328,7 +345,7 @@ def test_gradients_are_finite_where_the_residual_is_zero(member, function):
 def test_weight_gradients_of_a_loss_on_forces_are_its_slopes(member):
     """Along random directions of all weights, by central differences."""
     model = build(member)
-    batch = batch_of([MOLECULE, CRYSTAL], cutoff=CUTOFF)
+    batch = batch_of([MOLECULE, CRYSTAL], reach=model.reach)
     labels = replace(zero_labels(batch.graph))
     loss = LossSection(energy_weight=1.0, forces_weight=3.0, stress_weight=2.0)
     gradients = weight_gradients(model, batch.graph, labels, loss)
@@ -383,10 +400,11 @@ class HalfPrecision(TorchDispatchMode):
 def test_geometry_and_sums_are_never_in_half_precision(member, half):
     """Under autocast the layers are, and nothing else of what a potential computes."""
     model = build(member).float()
-    graph = batch_of([MOLECULE, CRYSTAL], cutoff=CUTOFF, dtype=torch.float32).graph
+    graph = batch_of([MOLECULE, CRYSTAL], reach=model.reach, dtype=torch.float32).graph
     with torch.autocast("cpu", dtype=half), torch.no_grad(), HalfPrecision() as found:
-        assert model.potential(graph).dtype == torch.float32
-    assert {"mm", "addmm"} & found.seen, "autocast did nothing, so nothing could be wrong"
+        outputs = model.potential(graph)
+        assert outputs.energies.dtype == outputs.vectors.dtype == outputs.charges.dtype == torch.float32
+    assert {"mm", "addmm", "grouped_product"} & found.seen, "autocast did nothing, so nothing could be wrong"
     assert found.seen.isdisjoint(OF_GEOMETRY)
 
 
@@ -395,7 +413,7 @@ def test_geometry_and_sums_are_never_in_half_precision(member, half):
 def test_gradients_in_half_precision_are_finite(member, half, case):
     """Also of vector features that vanish by symmetry: in float16 an epsilon of 1e-8 is zero."""
     model = build(member).float()
-    graph = batch_of(HARD_CASES[case], cutoff=CUTOFF, dtype=torch.float32).graph
+    graph = batch_of(HARD_CASES[case], reach=model.reach, dtype=torch.float32).graph
     with torch.autocast("cpu", dtype=half):
         gradients = weight_gradients(model, graph, zero_labels(graph), LossSection(forces_weight=1.0))
     for gradient in gradients:
@@ -405,7 +423,7 @@ def test_gradients_in_half_precision_are_finite(member, half, case):
 
 def test_the_same_graph_gives_the_same_bits(model):
     structures = structures_of([MOLECULE, CRYSTAL])
-    table = structure_table(structures, cutoff=CUTOFF, self_energies=np.zeros(119), dtype=torch.float64)
+    table = structure_table(structures, reach=model.reach, self_energies=np.zeros(119), dtype=torch.float64)
     one, other = (model(table.batch(torch.tensor([0, 1])).graph, stress=True) for _ in range(2))
     assert torch.equal(one.energy, other.energy)
     assert torch.equal(one.forces, other.forces)

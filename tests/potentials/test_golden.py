@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from modelforge.atoms.graph import AtomicGraph
+from modelforge.atoms.graph import AtomicGraph, Reach
 from modelforge.data.batching.batches import structure_table
 from modelforge.data.structures import Structures
 from modelforge.potentials.energy_model import EnergyModel
@@ -44,7 +44,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def graph_of(golden: dict[str, np.ndarray], cutoff: float) -> AtomicGraph:
     structures = structures_of(golden)
-    table = structure_table(structures, cutoff=cutoff, self_energies=np.zeros(120), dtype=torch.float64)
+    table = structure_table(structures, reach=Reach(cutoff), self_energies=np.zeros(120), dtype=torch.float64)
     return table.batch(torch.arange(len(structures))).graph
 
 

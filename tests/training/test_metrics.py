@@ -7,7 +7,7 @@ from ase import Atoms
 from made_structures import batch_of, cluster, crystal, labelled, structures_of
 from torchmetrics import MeanAbsoluteError, MeanSquaredError
 
-from modelforge.atoms.graph import Batch, Prediction
+from modelforge.atoms.graph import Batch, Prediction, Reach
 from modelforge.data.batching.batches import structure_table
 from modelforge.data.batching.order import EvaluationBatches
 from modelforge.data.structures import Structures
@@ -33,7 +33,7 @@ def some_atoms() -> list[Atoms]:
 
 
 STRUCTURES = structures_of(some_atoms())
-TABLE = structure_table(STRUCTURES, cutoff=3.0, self_energies=np.zeros(119), dtype=torch.float64)
+TABLE = structure_table(STRUCTURES, reach=Reach(3.0), self_energies=np.zeros(119), dtype=torch.float64)
 
 
 def predicted(structures: Structures) -> Prediction:

@@ -9,7 +9,7 @@ from made_structures import batch_of, cluster, crystal, labelled
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from modelforge.atoms.graph import Batch
+from modelforge.atoms.graph import Batch, Reach
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.potentials.schnet import SchNetSection
 from modelforge.training import step as step_module
@@ -65,7 +65,7 @@ def compiled(request) -> Iterator[CompiledStep]:
 def test_the_compiled_step_agrees_with_the_eager_one(compiled: CompiledStep, num_structures: int):
     dtype = compiled.parameters[0].dtype
     sample = batch(num_structures, dtype)
-    assert fits_compilation(sample)
+    assert fits_compilation(sample, Reach(CUTOFF))
     assert largest_difference(compiled, sample, weights(dtype)) < TOLERANCE[dtype]
 
 
@@ -104,7 +104,7 @@ def test_other_term_weights_reach_the_compiled_step(compiled: CompiledStep):
 def test_batches_that_cannot_be_compiled_run_eagerly(compiled: CompiledStep, atoms: list[Atoms]):
     dtype = compiled.parameters[0].dtype
     sample = batch_of([labelled(one, seed=0) for one in atoms], cutoff=CUTOFF, dtype=dtype)
-    assert not fits_compilation(sample)
+    assert not fits_compilation(sample, Reach(CUTOFF))
     got, expected = (step(sample, weights(dtype)).loss for step in (compiled, compiled.eager))
     assert torch.equal(got, expected)
 

@@ -5,6 +5,7 @@ Legend: S structures, N atoms, E edges of all of them.
 
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isinf
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from modelforge.atoms.neighbors import Edges, find_edges
 from modelforge.data.store.columns import INDEX, Columns, ColumnWriter, DamagedColumns
 from modelforge.data.store.prepared_once import Say, prepared_once, silent
 from modelforge.data.structures import Array, Integers, Structures
+from modelforge.errors import UserError
 
 VERSION = 2  # of the rules by which edges are found and sorted
 KEPT_FROM_ATOMS = 200_000  # smaller data find their edges in a second or so
@@ -48,6 +50,8 @@ def edges_of(
 
     `mapped` are the columns that the structures come from, if they are mapped files.
     """
+    if isinf(cutoff):
+        _refuse_periodic(structures)
     if cache is None or structures.offsets[-1] < KEPT_FROM_ATOMS:
         parts = [_part(piece, cutoff=cutoff, dtype=dtype) for piece in structures.pieces(ATOMS_AT_A_TIME)]
         joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in NAMES}
@@ -68,6 +72,15 @@ def edges_of(
             with suppress(OSError):  # they are not kept again then
                 (folder / INDEX).unlink()
     return edges_of(structures, cutoff=cutoff, dtype=dtype)
+
+
+def _refuse_periodic(structures: Structures) -> None:
+    periodic = np.flatnonzero(structures.periodic.any(axis=1))
+    if len(periodic):
+        raise UserError(
+            f"{structures.place(int(periodic[0]))}: is periodic, but potential.coulomb has no cutoff, so all pairs of atoms "
+            "would count, which are without end; give potential.coulomb.cutoff, or leave periodic structures out"
+        )
 
 
 def _write(folder: Path, structures: Structures, *, cutoff: float, dtype: str, mapped: Columns | None) -> None:

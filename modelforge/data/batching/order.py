@@ -148,7 +148,7 @@ def _wholes(
 
 
 def shared_batch(table: StructureTable, whole: Tensor, label_counts: Tensor, *, rank: int, num_processes: int) -> Batch:
-    """One process' share of a batch of places in the table (S,), with the numbers of labels (4,) of its optimizer step."""
+    """One process' share of a batch of places in the table (S,), with the numbers of labels (7,) of its optimizer step."""
     if num_processes == 1:
         return table.batch(whole, label_counts=label_counts)
     share = share_of(table.costs(whole), rank=rank, num_processes=num_processes)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelforge.atoms.graph import Batch
+from modelforge.atoms.graph import Batch, Reach
 from modelforge.data.batching.batches import StructureTable, structure_table
 from modelforge.data.batching.edges import edges_of
 from modelforge.data.batching.order import BatchOrder, EvaluationBatches, TrainingBatches, shared_batch
@@ -27,7 +27,7 @@ class RunBatches:
         self,
         data: PreparedData,
         *,
-        cutoff: float,
+        reach: Reach,
         dtype: torch.dtype,
         batch_size: int,
         max_edges: int | None = None,
@@ -42,7 +42,7 @@ class RunBatches:
         self.data, self.max_edges, self.max_atoms = data, max_edges, max_atoms
         self.evaluation_batch_size, self.rank, self.num_processes = evaluation_batch_size, rank, num_processes
         self.accumulate = accumulate
-        self.table, self.members, self.validation_members = _table(data, cutoff=cutoff, dtype=dtype, say=say)
+        self.table, self.members, self.validation_members = _table(data, reach=reach, dtype=dtype, say=say)
         self.order: BatchOrder | PackedOrder = BatchOrder(len(self.members), batch_size, seed)
         if max_edges or max_atoms:
             self.order = PackedOrder(
@@ -146,25 +146,33 @@ class RunBatches:
         return max(batches.places, key=lambda places: int(costs[places.numpy()].sum()))
 
 
-def _table(data: PreparedData, *, cutoff: float, dtype: torch.dtype, say: Say) -> tuple[StructureTable, Tensor, Tensor]:
+def _table(data: PreparedData, *, reach: Reach, dtype: torch.dtype, say: Say) -> tuple[StructureTable, Tensor, Tensor]:
     """The table of all structures, or of those that are used if they are few, and where training and validation lie in it."""
-    structures, mapped, key = data.structures, data.opened.columns, data.opened.content_hash
+    structures, mapped, key = data.reduced.structures, data.opened.columns, data.opened.content_hash
+    forces_mapped = data.reduced.columns
     used = np.concatenate([data.split.train, data.split.validation])
     members = used
     if len(used) * WORTH_A_COPY <= len(structures):
-        structures, mapped, members = structures.take(used), None, np.arange(len(used))
+        structures, mapped, forces_mapped, members = structures.take(used), None, None, np.arange(len(used))
         key = content_hash(structures)
     precision = str(dtype).removeprefix("torch.")
-    edges = edges_of(structures, cutoff=cutoff, dtype=precision, key=key, cache=data.cache, mapped=mapped, say=say)
+    edges, far_edges = (
+        edges_of(structures, cutoff=cutoff, dtype=precision, key=key, cache=data.cache, mapped=mapped, say=say)
+        if cutoff
+        else None
+        for cutoff in (reach.cutoff, reach.far_cutoff)
+    )
     constants = data.reference.table()
     table = structure_table(
         structures,
-        cutoff=cutoff,
+        reach=reach,
         self_energies=constants,
         dtype=dtype,
         edges=edges,
+        far_edges=far_edges,
         subset_weights=data.subset_weights,
         mapped=mapped,
+        forces_mapped=forces_mapped,
     )
     places = torch.from_numpy(members)
     return table, places[: len(data.split.train)], places[len(data.split.train) :]

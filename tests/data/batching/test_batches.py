@@ -7,6 +7,7 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 from made_structures import cluster, crystal, labelled, structures_of
 
+from modelforge.atoms.graph import Reach
 from modelforge.data.batching.batches import StructureTable, structure_table
 from modelforge.data.structures import sum_of_constants
 
@@ -24,7 +25,7 @@ CONSTANTS[[1, 6, 8]] = (-13.6, -1029.4, -2042.0)
 
 
 def table_of(dtype: torch.dtype = torch.float64) -> StructureTable:
-    return structure_table(structures_of(ALL_ATOMS), cutoff=CUTOFF, self_energies=CONSTANTS, dtype=dtype)
+    return structure_table(structures_of(ALL_ATOMS), reach=Reach(CUTOFF), self_energies=CONSTANTS, dtype=dtype)
 
 
 CHOICES = [[0], [3], [0, 1, 2, 3, 4, 5], [4, 2, 0], [5, 3, 1], [2, 2, 0], [3, 1]]

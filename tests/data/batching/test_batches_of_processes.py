@@ -14,7 +14,7 @@ from ase import Atoms
 from made_structures import cluster, crystal, labelled, structures_of
 from torch import Tensor
 
-from modelforge.atoms.graph import Batch, Prediction, tensors_of
+from modelforge.atoms.graph import Batch, Prediction, Reach, tensors_of
 from modelforge.data.batching.batches import StructureTable, known_force_components, structure_table
 from modelforge.data.batching.order import BatchOrder, EvaluationBatches, TrainingBatches
 from modelforge.data.store.columns import Columns, ColumnWriter
@@ -55,7 +55,7 @@ def made_structures() -> Structures:
 
 
 def table_of(dtype: torch.dtype = torch.float64) -> StructureTable:
-    return structure_table(made_structures(), cutoff=3.0, self_energies=np.zeros(119), dtype=dtype)
+    return structure_table(made_structures(), reach=Reach(3.0), self_energies=np.zeros(119), dtype=dtype)
 
 
 TABLE, ORDER, OFFSETS = table_of(), BatchOrder(NUM, BATCH_SIZE, seed=0), made_structures().offsets
@@ -154,7 +154,7 @@ def test_a_stand_in_gives_no_gradient() -> None:
     prediction = Prediction(*(values.requires_grad_() for values in tensors_of(prediction_for(batch))))
     for section, _ in SECTIONS.values():
         loss = term_sums(section, prediction, batch.labels, batch.graph, batch.weight)[:, 0].sum()
-        assert not any(gradient.any() for gradient in torch.autograd.grad(loss, tensors_of(prediction)))
+        assert not any(gradient.any() for gradient in torch.autograd.grad(loss, tensors_of(prediction), materialize_grads=True))
 
 
 def test_a_share_is_the_batch_of_its_structures() -> None:

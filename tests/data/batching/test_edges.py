@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_structures import NO_CONSTANTS, cluster, crystal, labelled, structures_of
 
-from modelforge.atoms.graph import Batch
+from modelforge.atoms.graph import Batch, Reach
 from modelforge.data.batching import edges as edges_module
 from modelforge.data.batching.batches import StructureTable, structure_table
 from modelforge.data.batching.edges import NAMES, EdgeTable, edges_of
@@ -69,7 +69,8 @@ def assert_same_edges(first: EdgeTable, second: EdgeTable) -> None:
 
 
 def table_of(structures: Structures, dtype: torch.dtype, edges: EdgeTable | None = None) -> StructureTable:
-    return structure_table(structures, cutoff=CUTOFF, self_energies=NO_CONSTANTS, dtype=dtype, edges=edges)
+    reach = Reach(CUTOFF, far_cutoff=CUTOFF + 2.0, positions=True)
+    return structure_table(structures, reach=reach, self_energies=NO_CONSTANTS, dtype=dtype, edges=edges)
 
 
 def tensors(batch: Batch) -> dict[str, torch.Tensor]:
@@ -236,7 +237,7 @@ def test_a_table_on_disk_takes_no_memory_and_its_batches_are_right(tmp_path: Pat
     structures = store.reading.structures
     edges = kept(tmp_path, structures, cutoff=4.0, mapped=store.columns)
     columns = {"edges": edges, "mapped": store.columns, "self_energies": NO_CONSTANTS, "dtype": torch.float32}
-    table = structure_table(structures, cutoff=4.0, **columns)
+    table = structure_table(structures, reach=Reach(4.0), **columns)
     before, chosen = resident(), torch.arange(0, 800, 8)
     first = sum(float(table.batch(part).graph.edge_vectors.sum()) for part in torch.arange(800).split(50))
     assert resident() - before < edges.vectors.nbytes / 4
@@ -264,17 +265,24 @@ def test_a_batch_is_its_structures_one_by_one(chosen: list[int]):
     num_edges = np.array([len(single["edge_vectors"]) for single in singles])
     before = {"atoms": np.cumsum(num_atoms) - num_atoms, "edges": np.cumsum(num_edges) - num_edges}
     before["structures"] = np.arange(len(chosen))
+    num_far_edges = np.array([len(single["far_edge_vectors"]) for single in singles])
+    before["far edges"] = np.cumsum(num_far_edges) - num_far_edges
     counted = {
         "edge_index": "atoms",
         "first_atom": "atoms",
         "reverse_edge": "edges",
         "first_edge": "edges",
         "structure_index": "structures",
+        "triples": "edges",
+        "far_edge_index": "atoms",
+        "far_reverse_edge": "far edges",
+        "far_first_edge": "far edges",
     }
+    of_two_rows = ("edge_index", "triples", "far_edge_index")
     for name, tensor in together.items():
         shifts = before[counted[name]] if name in counted else np.zeros(len(chosen), dtype=np.int64)
         parts = [single[name] + int(shift) if shift else single[name] for single, shift in zip(singles, shifts, strict=True)]
-        expected = sum(parts) if name == "label_counts" else torch.cat(parts, dim=1 if name == "edge_index" else 0)
+        expected = sum(parts) if name == "label_counts" else torch.cat(parts, dim=1 if name in of_two_rows else 0)
         assert tensor.dtype == expected.dtype, name
         assert torch.equal(tensor.nan_to_num(-7.0), expected.nan_to_num(-7.0)), name
 

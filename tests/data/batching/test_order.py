@@ -10,12 +10,13 @@ import torch
 from ase import Atoms
 from made_structures import structures_of
 
+from modelforge.atoms.graph import Reach
 from modelforge.data.batching.batches import structure_table
 from modelforge.data.batching.order import BatchOrder, EvaluationBatches, TrainingBatches
 
 T = TypeVar("T")
 NUM = 23
-TABLE = structure_table(structures_of([Atoms("H")] * NUM), cutoff=1.0, self_energies=np.zeros(119), dtype=torch.float32)
+TABLE = structure_table(structures_of([Atoms("H")] * NUM), reach=Reach(1.0), self_energies=np.zeros(119), dtype=torch.float32)
 
 
 def chained(parts: Iterable[list[T]]) -> list[T]:

@@ -1,0 +1,124 @@
+"""What a network sees of a structure besides its atoms, or its charges depend on: total charge and spin multiplicity.
+
+Also what moments of charges are about: those of the model are about the centre of mass. S structures.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from modelforge.data.batching.batches import of_molecules, positions_from_centre
+from modelforge.data.labels import MOMENTS
+from modelforge.data.structures import Floats, Integers, Structures
+from modelforge.errors import UserError
+
+FAR = 1e-3  # angstrom from the origin of coordinates
+TRACELESS = 1e-6  # of the largest component
+MOST_VALUES = 6  # that a note names
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Which inputs change the energy of a potential, by the keys of `[potential]`."""
+
+    charge: bool = False
+    """Whether the energy depends on the total charge."""
+    charge_embedding: bool = False
+    """Whether there are weights that only see the total charge."""
+    spin_embedding: bool = False
+    """Whether there are weights that only see the spin multiplicity."""
+    partial_charges: bool = False
+    """Whether partial charges are predicted, which add up to the total charge."""
+
+
+class Input(NamedTuple):
+    """A column of the structures that a network may see."""
+
+    column: str
+    option: str  # of [potential]
+    words: str
+    where_missing: float
+
+    def values(self, structures: Structures) -> Floats:
+        """The numbers that the network would see, (S,)."""
+        return np.nan_to_num(getattr(structures, self.column), nan=self.where_missing)
+
+
+CHARGE = Input("total_charge", "charge_embedding", "total charge", 0.0)
+SPIN = Input("spin_multiplicity", "spin_embedding", "spin multiplicity", 1.0)
+
+
+def input_notes(
+    structures: Structures, training: Integers, inputs: Inputs, weights: Mapping[str, float]
+) -> tuple[str, ...]:
+    """What the user should know of inputs and moments; an input that the data do not have is an error."""
+    members = structures.take(training)
+    return (
+        *_notes_of(CHARGE, members, is_seen=inputs.charge, is_embedded=inputs.charge_embedding, is_summed=inputs.partial_charges),
+        *_notes_of(SPIN, members, is_seen=inputs.spin_embedding, is_embedded=inputs.spin_embedding, is_summed=False),
+        *(note for moment in MOMENTS if moment in weights for note in _origin_notes(members, moment)),
+        *(_traceless_notes(members) if "quadrupole" in weights else ()),
+    )
+
+
+def _notes_of(kind: Input, members: Structures, *, is_seen: bool, is_embedded: bool, is_summed: bool) -> Iterator[str]:
+    known = members.has(kind.column)
+    if is_embedded and not known.any():
+        raise UserError(
+            f"potential.{kind.option}: is true, but no training structure says its {kind.words}; name its key in "
+            f"dataset.{kind.column}_key, or set this to false"
+        )
+    values = np.unique(kind.values(members))
+    named = ", ".join(f"{value:g}" for value in values[:MOST_VALUES]) + (", ..." if len(values) > MOST_VALUES else "")
+    if len(values) > 1 and not is_seen:
+        yield (
+            f"the training set has several values of the {kind.words} ({named}), which the energy of this potential does not "
+            f"depend on: it cannot tell structures apart that differ in nothing else; set potential.{kind.option} = true"
+        )
+    if is_embedded and len(values) == 1:
+        yield (
+            f"potential.{kind.option} is true, but all training structures have the {kind.words} {named}: "
+            "nothing is learnt for any other"
+        )
+    if (is_seen or is_summed) and known.any() and not known.all():
+        yield (
+            f"{int((~known).sum())} of {len(members)} training structures do not say their {kind.words}: "
+            f"{kind.where_missing:g} is taken"
+        )
+
+
+def _origin_notes(members: Structures, moment: str) -> Iterator[str]:
+    """Moments that depend on the origin: the dipole of what is charged, and any quadrupole beside a dipole.
+
+    Files do not say what their moments are about. Where atoms are centred it does not matter.
+    """
+    shapes = {"dipole": (1,), "quadrupole": (1, 2)}
+    has = np.isfinite(of_molecules(members, moment)).all(axis=shapes[moment])
+    if moment == "dipole":
+        has &= CHARGE.values(members) != 0
+    if not has.any():
+        return
+    chosen = members.take(np.flatnonzero(has))
+    centre = (chosen.positions - positions_from_centre(chosen))[chosen.offsets[:-1]]  # (S, 3)
+    distance = float(np.linalg.norm(centre, axis=1).max())
+    if distance > FAR:
+        kind = "charged structures" if moment == "dipole" else "structures"
+        shift = "subtract total charge times centre of mass" if moment == "dipole" else "convert them"
+        yield (
+            f"{int(has.sum())} {kind} have a {moment} that depends on its origin, and their centres of mass are up to "
+            f"{distance:.3g} angstrom from the origin of coordinates; {moment}s must be about the centre of mass: if those of "
+            f"the data are not, {shift}"
+        )
+
+
+def _traceless_notes(members: Structures) -> Iterator[str]:
+    """Whether the labels seem to be of another definition."""
+    quadrupoles = of_molecules(members, "quadrupole")
+    known = quadrupoles[np.isfinite(quadrupoles).all(axis=(1, 2))]
+    if len(known) and np.abs(np.trace(known, axis1=1, axis2=2)).max() <= TRACELESS * np.abs(known).max():
+        yield (
+            "the quadrupoles of the data have no trace: if they follow Buckingham's definition they are 3/2 of the second "
+            "moments sum q r r^T that are predicted here; multiply them by 2/3"
+        )
