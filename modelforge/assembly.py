@@ -1,26 +1,53 @@
 """What an experiment amounts to before anything is trained: the model with its first weights, batches, number of steps."""
 
+from pathlib import Path
+
 import torch
 
+from modelforge.data.batching.order import EvaluationBatches
 from modelforge.data.batching.run_batches import RunBatches
-from modelforge.data.prepare import PreparedData
+from modelforge.data.prepare import PreparedData, prepare
 from modelforge.data.store.prepared_once import Say, silent
-from modelforge.experiment import Experiment
+from modelforge.experiment import Experiment, inputs_of
+from modelforge.model_file import TrainedPotential
 from modelforge.potentials.energy_model import EnergyModel
+from modelforge.training.freezing import freeze
+from modelforge.training.loss import weights_of
 from modelforge.training.runtime import dtype_of
 
 
-def build_model(experiment: Experiment, data: PreparedData) -> EnergyModel:
-    """The model with random weights, from their own random stream: how the data were split does not change them."""
+def prepared(experiment: Experiment, *, split_file: Path | None = None, say: Say = silent) -> PreparedData:
+    """The data as the loss and the potential of an experiment need them."""
+    return prepare(
+        experiment.dataset,
+        weights=weights_of(experiment.training.widest_loss),
+        inputs=inputs_of(experiment.potential),
+        fixed_terms=experiment.potential.fixed_terms,
+        split_file=split_file,
+        say=say,
+    )
+
+
+def build_model(experiment: Experiment, data: PreparedData, start: TrainedPotential | None = None) -> EnergyModel:
+    """The model with random weights, or with those of a potential that it starts from; what is frozen has no gradient.
+
+    Random weights come from their own random stream: how the data were split does not change them.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.runtime.seed)
-        potential = experiment.potential.build(data.elements)
-        return EnergyModel(potential, scale=data.scale).to(dtype_of(experiment.runtime))
+        potential = experiment.potential.build(start.elements if start else data.elements)
+        model = EnergyModel(potential, scale=data.scale).to(dtype_of(experiment.runtime))
+    if start:
+        model.load_state_dict(start.model.state_dict())
+    freeze(model, experiment.training.freeze)
+    return model
 
 
 def total_steps_of(experiment: Experiment, steps_per_epoch: int) -> int:
     """Batches until the run ends, if nothing ends it before."""
     training = experiment.training
+    if experiment.potential.is_closed_form:
+        return 0
     by_epochs = training.max_epochs * steps_per_epoch
     if training.max_steps is None:
         return by_epochs
@@ -49,3 +76,17 @@ def run_batches(
         accumulate=training.accumulate_batches,
         say=say,
     )
+
+
+def exact_batches(experiment: Experiment, data: PreparedData) -> EvaluationBatches:
+    """The training set in order, in float64."""
+    training = experiment.training
+    batches = RunBatches(
+        data,
+        reach=experiment.potential.reach,
+        dtype=torch.float64,
+        batch_size=training.batch_size,
+        evaluation_batch_size=training.evaluation_batch_size,
+        seed=experiment.runtime.seed,
+    )
+    return EvaluationBatches(batches.table, training.evaluation_batch_size, members=batches.members)

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from modelforge.assembly import build_model, run_batches, total_steps_of
+from modelforge.assembly import build_model, prepared, run_batches, total_steps_of
 from modelforge.atoms.graph import Batch
 from modelforge.data.batching.run_batches import RunBatches
-from modelforge.data.prepare import prepare
 from modelforge.experiment import Experiment, LoadedExperiment
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.report import batch_summary, data_summary, model_summary
 from modelforge.run_folder import RunFolder
+from modelforge.starting_point import prepared_for, start_summary, starting_point
 from modelforge.training.eager_step import EagerStep
 from modelforge.training.loss import weights_of
 from modelforge.training.precision import matmul_precision
@@ -38,18 +38,19 @@ def check(loaded: LoadedExperiment) -> Iterator[str]:
     if experiment.runtime.num_threads:
         torch.set_num_threads(experiment.runtime.num_threads)
     split_file = folder.split if folder.split.exists() else None
-    data = prepare(
-        experiment.dataset,
-        weights=weights_of(experiment.training.widest_loss),
-        fixed_terms=experiment.potential.fixed_terms,
-        split_file=split_file,
-    )
+    start = starting_point(experiment, folder)
+    data = prepared(experiment, split_file=split_file)
+    if start is not None:
+        data = prepared_for(start, experiment, data)
     yield from data_summary(data)
     batches = run_batches(experiment, data)
-    model = build_model(experiment, data)
+    model = build_model(experiment, data, start.trained if start else None)
+    if start is not None:
+        yield from start_summary(start, data, model.scale.dtype)
     yield from model_summary(experiment, model)
     yield batch_summary(experiment, batches)
-    yield _duration_line(experiment, batches, model)
+    if not experiment.potential.is_closed_form:
+        yield _duration_line(experiment, batches, model)
     yield f"run folder: {folder.path} ({_state(folder, experiment)})"
     yield f"nothing was trained; start with: {start_command(loaded)}"
 
@@ -86,10 +87,11 @@ def seconds_per_step(experiment: Experiment, batches: list[Batch], model: Energy
     loss = experiment.training.widest_loss
     step = EagerStep(model, loss)
     scales = torch.ones(len(weights_of(loss)), dtype=model.scale.dtype, device=model.scale.device)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
     seconds = []
     for batch in batches:
         begun = time.perf_counter()
-        torch.autograd.grad(step(batch, scales).loss, list(model.parameters()), allow_unused=True)
+        torch.autograd.grad(step(batch, scales).loss, trained, allow_unused=True)
         float(model.scale)  # waits for the device
         seconds.append(time.perf_counter() - begun)
     return statistics.median(seconds[1:] or seconds)

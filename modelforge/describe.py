@@ -26,7 +26,8 @@ def describe(section_path: str | None = None, *, root: type[Section] = Experimen
     `training`, `training.lr_scheduler`, `potential.painn` and `training.batch_size` are such paths; none means all.
     """
     path = tuple(section_path.split(".")) if section_path else ()
-    known = [(table, section) for table, section in tables(Kind(root)) if table]
+    # What all choices of a table have in common, such as the repulsion of any potential, is shown once.
+    known = list(dict.fromkeys((table, section) for table, section in tables(Kind(root)) if table))
     below = [(table, section) for table, section in known if table[: len(path)] == path]
     chosen = [(table, section) for table, section in known if path and (*table, _choice(section)) == path]
     if below or chosen:

@@ -32,25 +32,39 @@ from modelforge.data.structures import Floats, Structures, sum_of_constants
 from modelforge.errors import UserError
 from modelforge.files import write_text
 from modelforge.model_file import TrainedPotential, load_potential
-from modelforge.training.metrics import Errors, ErrorSums, errors, errors_by_element, errors_by_subset
+from modelforge.training.metrics import Errors, ErrorSums, errors, errors_by_element, errors_by_subset, without_energies
+from modelforge.training.net_forces import net_forces
 from modelforge.training.precision import HALF, matmul_precision
 
 ATOMS_AT_A_TIME = 50_000
 MEASURED = ("energy", "forces", "stress")
+MEASURED_OF_CHARGES = ("dipole", "quadrupole", "partial_charges")
 
 Metrics = dict[str, float | int | dict[str, Errors] | None]
+Predicted = dict[str, Floats]
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Predictions with self-energies and fixed energies, in float64, and the errors where there are labels."""
+    """Predictions with self-energies and fixed energies, in float64, and the errors where there are labels.
 
-    energy: Floats  # (S,) eV
-    forces: Floats  # (N, 3) eV/angstrom
-    stress: Floats | None  # (S, 3, 3) eV/angstrom^3, where a structure has a volume
+    There is a stress where a structure has a volume, charges and their moments where the potential has charges.
+    """
+
+    predicted: Predicted  # by the name of the label, with its shape
     metrics: Metrics
     notes: tuple[str, ...]
     sums: ErrorSums  # that the metrics come from; they add up over parts of a set
+
+    @property
+    def energy(self) -> Floats:
+        """Energies (S,), eV; NaN if they have not been trained."""
+        return self.predicted["energy"]
+
+    @property
+    def forces(self) -> Floats:
+        """Forces (N, 3), eV/angstrom."""
+        return self.predicted["forces"]
 
 
 def evaluate(
@@ -62,7 +76,9 @@ def evaluate(
     max_atoms: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Evaluation:
-    """Predict energies, forces and, in periodic structures, stress; errors against the labels that there are.
+    """Predict all that the potential has, stress in periodic structures; errors against the labels that there are.
+
+    Beside direct forces the stress, which is a derivative of the energy, is computed only to be compared with labels.
 
     Batches have `batch_size` structures, or stay within the budgets of edges and atoms if there is one. The errors are those
     of the potential as it is used: in the numbers of its weights, with its precision of matrix products, without autocast.
@@ -72,26 +88,37 @@ def evaluate(
     fixed = terms.of(structures)
     reduced = structures if terms.is_empty else less_fixed(structures, fixed)  # errors are the same, and lose no digits
     model = trained.model.to(device).eval()
-    sums = ErrorSums(len(structures.subset_names), over_processes=False).to(device)
-    with_stress = bool(structures.periodic.all(axis=1).any())
+    sums = ErrorSums(len(structures.subset_names), has_charges=model.has_charges, over_processes=False).to(device)
+    with_stress = _is_stress_wanted(trained, structures)
     predictions: list[Prediction] = []
     for batch in _batches(trained, reduced, batch_size=batch_size, max_edges=max_edges, max_atoms=max_atoms):
         moved = batch.to(torch.device(device))
         with matmul_precision(trained.matmul_precision):
             prediction = model(moved.graph, stress=with_stress)
+        prediction = prediction if trained.has_energies else without_energies(prediction)
         sums.update(prediction, moved)
         predictions.append(Prediction(*(tensor.cpu() for tensor in tensors_of(prediction))))
-    interaction, forces, stress = (
-        torch.cat([getattr(p, name) for p in predictions]).double().numpy() for name in ("energy", "forces", "stress")
-    )
-    return Evaluation(
-        interaction + sum_of_constants(structures, constants) + fixed.energy,
-        forces + fixed.forces,
-        stress + fixed.stress if with_stress else None,
-        metrics_of(sums, structures.subset_names),
-        notes_of(trained, structures),
-        sums,
-    )
+    names = ("energy", "forces", *(("stress",) if with_stress else ()), *(MEASURED_OF_CHARGES if model.has_charges else ()))
+    predicted = {name: torch.cat([getattr(p, name) for p in predictions]).double().numpy() for name in names}
+    predicted["energy"] += sum_of_constants(structures, constants) + fixed.energy
+    predicted["forces"] += fixed.forces
+    if with_stress:
+        predicted["stress"] += fixed.stress
+    return evaluation_of(trained, structures, predicted, sums)
+
+
+def evaluation_of(trained: TrainedPotential, structures: Structures, predicted: Predicted, sums: ErrorSums) -> Evaluation:
+    """Predictions and sums of errors with what is to be told of them."""
+    metrics = metrics_of(sums, structures.subset_names)
+    if not trained.model.is_conservative:
+        metrics |= net_forces(structures, predicted["forces"])
+    return Evaluation(predicted, metrics, notes_of(trained, structures), sums)
+
+
+def _is_stress_wanted(trained: TrainedPotential, structures: Structures) -> bool:
+    has_volume = structures.periodic.all(axis=1)
+    wanted = has_volume if trained.model.is_conservative else has_volume & structures.has_stress
+    return bool(wanted.any()) and trained.has_energies
 
 
 def _batches(
@@ -125,11 +152,12 @@ def evaluate_files(
     results = {
         "metrics": {paths[0].stem: evaluation.metrics},
         "weights": trained.weights,
+        "forces": trained.potential.forces,
         "model": str(model),
         "files": [str(path) for path in paths],
         "notes": [
             *evaluation.notes,
-            *_absent_labels(reading),
+            *_absent_labels(trained, reading),
             *([] if settings else _how_read(trained.dataset, files)),
             *_in_words(findings),
         ],
@@ -170,13 +198,7 @@ def metrics_of(sums: ErrorSums, subset_names: tuple[str, ...]) -> Metrics:
 def write_predictions(path: Path, structures: Structures, evaluation: Evaluation) -> None:
     """Structures with reference labels and predictions, as extended XYZ."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_extxyz(
-        path,
-        structures,
-        predicted_energy=evaluation.energy,
-        predicted_forces=evaluation.forces,
-        predicted_stress=evaluation.stress,
-    )
+    write_extxyz(path, structures, **{f"predicted_{name}": values for name, values in evaluation.predicted.items()})
 
 
 def _device(name: str) -> torch.device:
@@ -201,13 +223,13 @@ def _make(folder: Path) -> None:
         raise UserError(f"--out: must be a folder to write to (got {folder}: {error.strerror}); choose another") from error
 
 
-def _absent_labels(reading: Reading) -> list[str]:
+def _absent_labels(trained: TrainedPotential, reading: Reading) -> list[str]:
     """Why there are no errors of a quantity."""
-    report = reading.report
+    report, measured = reading.report, MEASURED + (MEASURED_OF_CHARGES if trained.model.has_charges else ())
     return [
         f"no errors of {origin.label}: {report.absence(origin)}"
         for origin in report.origins
-        if origin.label in MEASURED and not origin.num_carriers
+        if origin.label in measured and not origin.num_carriers
     ]
 
 
@@ -223,7 +245,34 @@ def _refuse_unknown_elements(trained: TrainedPotential, structures: Structures) 
 
 def notes_of(trained: TrainedPotential, structures: Structures) -> tuple[str, ...]:
     """What the reader of the errors should know."""
-    return (*_arithmetic(trained), *_open_self_energies(trained, structures))
+    return (
+        *_arithmetic(trained),
+        *_direct_forces(trained),
+        *_unsaid_inputs(trained, structures),
+        *_open_self_energies(trained, structures),
+    )
+
+
+def _direct_forces(trained: TrainedPotential) -> Iterator[str]:
+    """What forces that are no derivatives mean for the rest."""
+    if not trained.model.is_conservative:
+        yield "forces are predicted directly: they are not minus the gradient of the energy, and conserve none"
+    if not trained.has_energies:
+        yield "no energies: training.loss.energy_weight was 0 and forces are direct, so that nothing has trained them"
+
+
+def _unsaid_inputs(trained: TrainedPotential, structures: Structures) -> Iterator[str]:
+    """Structures that do not say their total charge or spin, where the potential needs to know."""
+    section = trained.potential
+    needs = {
+        "total_charge": (section.charge_embedding, section.partial_charges, "total charge: 0 is taken"),
+        "spin_multiplicity": (section.spin_embedding, False, "spin multiplicity: 1 is taken"),
+    }
+    for column, (is_seen, is_used, what) in needs.items():
+        if is_seen or is_used:
+            known = structures.has(column)
+            if not known.all() and (is_seen or known.any()):
+                yield f"{int((~known).sum())} of {len(structures)} structures do not say their {what}"
 
 
 def _arithmetic(trained: TrainedPotential) -> Iterator[str]:

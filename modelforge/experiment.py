@@ -6,15 +6,19 @@ Checks that need several sections stand in `CHECKS`: functions that yield the do
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from pydantic import model_validator
 
 from modelforge.configuration.loading import ConfigurationError, load_section
 from modelforge.configuration.writing import resolved_toml
+from modelforge.data.inputs import Inputs
 from modelforge.data.section import DatasetSection
 from modelforge.data.sources.extxyz import ExtendedXYZ
 from modelforge.potentials import PotentialSection
+from modelforge.potentials.potential import PotentialFields
 from modelforge.section import Problem, Section, SectionError
+from modelforge.training.loss import TERMS_OF_CHARGES, weights_of
 from modelforge.training.runtime import RuntimeSection
 from modelforge.training.section import TrainingSection
 
@@ -43,7 +47,9 @@ class Experiment(Section):
 
 def _no_forces_in_half_precision(experiment: Experiment) -> Iterator[Problem]:
     """Some steps would be left out at any scale of the loss, and all of them where a structure has an unlucky geometry."""
-    if experiment.runtime.precision == "16-mixed" and experiment.training.widest_loss.needs_derivatives:
+    loss = experiment.training.widest_loss
+    are_direct = _is_direct(experiment) and not loss.stress_weight
+    if experiment.runtime.precision == "16-mixed" and loss.needs_derivatives and not are_direct:
         yield (
             "runtime.precision",
             'must not be "16-mixed" where forces or stress are trained: their second derivatives leave the range of float16 '
@@ -69,10 +75,102 @@ def _the_data_set_has_self_energies(experiment: Experiment) -> Iterator[Problem]
         )
 
 
+def _charges_are_predicted_and_trained(experiment: Experiment) -> Iterator[Problem]:
+    potential, loss = experiment.potential, experiment.training.widest_loss
+    terms = [term for term in TERMS_OF_CHARGES if term in weights_of(loss)]
+    for term in terms:
+        if not potential.partial_charges:
+            place = _weight_key(experiment, term)
+            yield (
+                place,
+                f"is {weights_of(loss)[term]:g}, but this potential has no partial charges, which dipoles and quadrupoles come "
+                "from too; set potential.partial_charges = true, or the weight to 0",
+            )
+    trained_by_energy = potential.coulomb.name != "none" and (loss.energy_weight > 0 or loss.stress_weight > 0)
+    trained_by_forces = potential.coulomb.name != "none" and loss.forces_weight > 0 and not _is_direct(experiment)
+    if potential.partial_charges and not (terms or trained_by_energy or trained_by_forces or has_own_charges(potential)):
+        yield (
+            "potential.partial_charges",
+            "is true, but nothing trains the charges; give training.loss.partial_charges_weight, dipole_weight or "
+            "quadrupole_weight, or a [potential.coulomb] energy of which they are part, or set it to false",
+        )
+
+
+def _direct_forces_are_trained(experiment: Experiment) -> Iterator[Problem]:
+    loss = experiment.training.widest_loss
+    if not _is_direct(experiment):
+        return
+    if not loss.forces_weight:
+        yield (
+            "potential.forces",
+            'must not be "direct" where training.loss.forces_weight is 0, as nothing would train them; set a weight above 0, '
+            'or use "derivative"',
+        )
+    if loss.stress_weight and not loss.energy_weight:
+        yield (
+            _weight_key(experiment, "stress"),
+            "must be 0 where forces are direct and training.loss.energy_weight is 0: the stress is a derivative of the energy; "
+            "set a weight of the energy above 0",
+        )
+
+
+def _is_direct(experiment: Experiment) -> bool:
+    return experiment.potential.forces == "direct"
+
+
+def _weight_key(experiment: Experiment, term: str) -> str:
+    """Where the weight of a term stands."""
+    table = "loss" if term in weights_of(experiment.training.loss) else "second_stage"
+    return f"training.{table}.{term}_weight"
+
+
+def has_own_charges(potential: PotentialFields) -> bool:
+    """Whether charges are a part of the network and not a head, which is so where they cannot be left out."""
+    return get_args(type(potential).model_fields["partial_charges"].annotation) == (True,)  # Literal[True]
+
+
+def inputs_of(potential: PotentialFields) -> Inputs:
+    """What the energies of a potential depend on besides the atoms."""
+    return Inputs(
+        charge=potential.charge_embedding or potential.coulomb.name != "none" or has_own_charges(potential),
+        charge_embedding=potential.charge_embedding,
+        spin_embedding=potential.spin_embedding,
+        partial_charges=potential.partial_charges,
+    )
+
+
+def _closed_forms_are_not_trained(experiment: Experiment) -> Iterator[Problem]:
+    """Keys that are given, as they differ from their defaults, and mean nothing where there are no training steps."""
+    potential, training = experiment.potential, experiment.training
+    if not potential.is_closed_form:
+        return
+    why = f'"{potential.name}" is solved in closed form'
+    for key in ("forces", "partial_charges", "charge_embedding", "spin_embedding"):
+        if getattr(potential, key) != PotentialFields.model_fields[key].default:
+            yield f"potential.{key}", f"needs weights that are trained, but {why}; remove it"
+    for place, section in (("training", training), ("training.loss", training.loss)):
+        for key, field in type(section).model_fields.items():
+            if key in ("loss", "evaluation_batch_size") or getattr(section, key) == field.default:
+                continue
+            if key not in ("energy_weight", "forces_weight"):
+                yield f"{place}.{key}", f"has no effect, as {why}; remove it"
+            elif getattr(section, key):
+                yield (
+                    f"{place}.{key}",
+                    f"can only be 0, to leave the term out, as {why}; remove it: potential.{key.removesuffix('_weight')}_"
+                    "regularization says how much these labels count",
+                )
+    if experiment.runtime.precision not in ("32-true", "64-true"):
+        yield "runtime.precision", f'must be "32-true" or "64-true", as {why} (got "{experiment.runtime.precision}")'
+
+
 CHECKS: tuple[Callable[[Experiment], Iterator[Problem]], ...] = (
     _no_forces_in_half_precision,
     _stress_has_a_key,
     _the_data_set_has_self_energies,
+    _charges_are_predicted_and_trained,
+    _closed_forms_are_not_trained,
+    _direct_forces_are_trained,
 )
 """What sections ask of each other."""
 

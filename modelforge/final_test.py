@@ -14,9 +14,9 @@ import torch.distributed
 
 from modelforge.data.prepare import PreparedData
 from modelforge.data.store.prepared_once import Say
-from modelforge.data.structures import Integers, Structures
+from modelforge.data.structures import COLUMNS, LABELS, Integers, Structures
 from modelforge.errors import RunFailure
-from modelforge.evaluate import Evaluation, evaluate, metrics_of, notes_of, write_predictions
+from modelforge.evaluate import Evaluation, Predicted, evaluate, evaluation_of, write_predictions
 from modelforge.files import replacing
 from modelforge.model_file import TrainedPotential
 from modelforge.run_folder import RunFolder
@@ -114,38 +114,28 @@ def _place_among_processes() -> tuple[int, int]:
 def _write_share(path: Path, share: Evaluation) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {
-        "energy": share.energy,
-        "forces": share.forces,
+        **share.predicted,
         "by_subset": share.sums.by_subset.cpu().numpy(),
         "by_element": share.sums.by_element.cpu().numpy(),
     }
-    if share.stress is not None:
-        arrays["stress"] = share.stress
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
 
 def _merged(trained: TrainedPotential, structures: Structures, shares: list[Path]) -> Evaluation:
     """Process r has each structure r, r + P, r + 2 P, ... of P processes."""
-    energy, forces = np.empty(len(structures)), np.empty((structures.offsets[-1], 3))
-    stress, has_stress = np.full((len(structures), 3, 3), np.nan), False
+    predicted: Predicted = {}
     sums = ErrorSums(len(structures.subset_names), over_processes=False)
     owner_of_atom = np.repeat(np.arange(len(structures)), structures.num_atoms) % len(shares)  # (N,)
     for rank, path in enumerate(shares):
         if rank >= len(structures):
             break
         share: Mapping[str, Any] = np.load(path)
-        energy[rank :: len(shares)] = share["energy"]
-        forces[owner_of_atom == rank] = share["forces"]
-        if "stress" in share:
-            stress[rank :: len(shares)], has_stress = share["stress"], True
+        for name in set(share) & set(LABELS):
+            column = COLUMNS[name]
+            whole = np.full((len(owner_of_atom if column.per_atom else structures), *column.shape), np.nan)
+            place = owner_of_atom == rank if column.per_atom else slice(rank, None, len(shares))
+            predicted.setdefault(name, whole)[place] = share[name]
         sums.by_subset += torch.from_numpy(share["by_subset"])
         sums.by_element += torch.from_numpy(share["by_element"])
-    return Evaluation(
-        energy,
-        forces,
-        stress if has_stress else None,
-        metrics_of(sums, structures.subset_names),
-        notes_of(trained, structures),
-        sums,
-    )
+    return evaluation_of(trained, structures, {name: predicted[name] for name in LABELS if name in predicted}, sums)

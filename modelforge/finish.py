@@ -13,7 +13,7 @@ from modelforge import __version__
 from modelforge.files import write_text
 from modelforge.final_test import evaluate_sets
 from modelforge.model_file import FILE_NAME, FIRST_STAGE_FILE_NAME, TrainedPotential, save_potential
-from modelforge.report import data_report, error_table
+from modelforge.report import data_report, direct_forces_in_words, error_table
 from modelforge.run import Run, measure_precision
 from modelforge.run_folder import length_of
 from modelforge.training.display import duration
@@ -48,6 +48,8 @@ def finish(run: Run) -> Results:
     write_text(run.folder.results, json.dumps(results, indent=2) + "\n")
     log.line(f"finished: {_reason(run)} after {duration(run.keeper.progress.seconds)}; tested weights: {trained.weights}")
     log.table(error_table(results))
+    for line in direct_forces_in_words(results):
+        log.line(line)
     log.line(f"run folder: {run.folder.path}")
     return results
 
@@ -56,6 +58,8 @@ def best_potential(run: Run, best: BestWeights) -> TrainedPotential:
     """The potential with the best weights of a stage: the averaged ones where there is an average."""
     run.task.model.load_state_dict(best["weights"])
     run.task.model.eval()
+    if run.experiment.potential.is_closed_form:
+        return run.potential(weights="closed form")
     epoch = best["steps"] / run.task.steps_per_epoch
     stage = " (second stage)" if best["is_second_stage"] else ""
     return run.potential(weights=f"best epoch {epoch:.4g}{stage}, {best['kind']}")
@@ -79,6 +83,7 @@ def _results(run: Run, trained: TrainedPotential, metrics: dict[str, Any]) -> Re
         "structures_per_second": statistics.median(speeds[len(speeds) // 2 :]) if speeds else None,
         "peak_memory_mb": peak_memory_mb(),
         "weights": trained.weights,
+        "forces": trained.potential.forces,
         "self_energies_ev": trained.self_energies.by_element,
         "data": data_report(run.data),
         "metrics": metrics,

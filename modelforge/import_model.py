@@ -31,9 +31,10 @@ from modelforge.importing.weights import PREFIX
 from modelforge.model_file import TrainedPotential, save_potential
 from modelforge.potentials import PotentialSection
 from modelforge.potentials.energy_model import EnergyModel
+from modelforge.section import Section
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-UNITS = {"energy_unit": ("energy", "eV"), "length_unit": ("length", "angstrom")}  # what each measures, and its default
+UNITS = {"energy_unit": "energy", "length_unit": "length"}  # what each measures
 MOST_ELEMENTS = 12  # that are named one by one
 
 
@@ -64,17 +65,18 @@ def import_model(
         near = did_you_mean(format_name, list(FORMATS))
         raise UserError(f"--format: must be one of {', '.join(FORMATS)} (got {format_name!r}){near}")
     if precision is not None and precision not in DTYPES:
-        raise UserError(f"--precision: must be one of {', '.join(DTYPES)} (got {precision!r}), or left out: that of the weights")
+        raise UserError(f"--precision: must be one of {', '.join(DTYPES)} (got {precision!r}); without it that of the weights")
     read = read_peer_file(path)
-    hyper, unit_notes = _with_units(read, {key: value for key, value in options.items() if value is not None})
+    hyper = _with_options(read, {key: value for key, value in options.items() if value is not None})
     try:
         found = FORMATS[format_name](hyper, read.weights)
     except UserError as error:
         raise UserError("\n".join(f"{path}: {line}" for line in str(error).split("\n"))) from error
-    trained = trained_potential(found, origin=f"{path.name} ({format_name})", about=read.about, dtype=DTYPES.get(precision or ""))
+    dtype = DTYPES[precision] if precision else None
+    trained = trained_potential(found, origin=f"{path.name} ({format_name})", about=read.about, dtype=dtype)
     save_potential(out, trained)
     yield from _summary(trained, hyper)
-    yield from (f"note: {note}" for note in (*found.notes, *unit_notes))
+    yield from (f"note: {note}" for note in found.notes)
     yield f"written to {out}; to train it further (training.start_from), an experiment needs:"
     yield from potential_toml(trained.potential)
 
@@ -84,7 +86,7 @@ def read_peer_file(path: Path) -> PeerFile:
     if not path.is_file():
         raise UserError(f"{path}: no such file; name an .npz with hyper (JSON) and the weights as {PREFIX}<name>")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays: dict[str, NDArray[Any]] = {name: file[name] for name in file.files if _is_wanted(name)}
     except (*FAULTS, lzma.LZMAError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as an .npz ({error}); write it with numpy.savez") from error
@@ -106,13 +108,14 @@ def trained_potential(
 ) -> TrainedPotential:
     """An imported potential as one that is trained, in the precision of its weights where no other is asked for."""
     model = EnergyModel(found.section.build(found.elements))
-    own = torch.float64 if any(tensor.dtype == torch.float64 for tensor in found.state.values()) else torch.float32
+    own = {found.state[name].dtype for name, _ in model.potential.named_parameters()}
+    dtype = dtype or (torch.float64 if torch.float64 in own else torch.float32)
     model.to(torch.float64)
     model.potential.load_state_dict(_matching(found.state, model.potential.state_dict()))
     model.scale.fill_(found.scale)
     elements = tuple(sorted(found.elements))
     return TrainedPotential(
-        model=model.to(dtype or own).eval().requires_grad_(False),
+        model=model.to(dtype).eval().requires_grad_(False),
         potential=found.section,
         dataset=ExtendedXYZ(path=("*.xyz",), stress_key="stress"),
         self_energies=SelfEnergies({z: found.self_energies[z] for z in elements}, (), np.zeros((0, len(elements)))),
@@ -126,13 +129,21 @@ def trained_potential(
 
 def potential_toml(section: PotentialSection) -> list[str]:
     """The table `[potential]` of a section, without keys that are at their defaults."""
-    values = section.model_dump(mode="json", exclude_defaults=True)
-    return ["[potential]", *(f"{toml_key(key)} = {toml_value(value)}" for key, value in values.items())]
+    return ["[potential]", *(f"{toml_key(key)} = {toml_value(value)}" for key, value in _given(section).items())]
+
+
+def _given(section: Section) -> dict[str, object]:
+    """The values of a section that are not its defaults, and what it is called."""
+    values: dict[str, object] = {"name": section.name} if hasattr(section, "name") else {}
+    for key, value in section.model_dump(mode="json", exclude_defaults=True).items():
+        part = getattr(section, key)
+        values[key] = _given(part) if isinstance(part, Section) else value
+    return values
 
 
 def _refuse_place(out: Path, *, force: bool) -> None:
     if out.is_dir():
-        raise UserError(f"--out: must be a file (got the folder {out}); name the file to write, such as {out / 'model.safetensors'}")
+        raise UserError(f"--out: must be a file (got the folder {out}); name one, such as {out / 'model.safetensors'}")
     if out.exists() and not force:
         raise UserError(f"--out: must not exist yet (got {out}); remove it, choose another name, or add --force")
     if not out.absolute().parent.is_dir():
@@ -158,7 +169,7 @@ def _units_of(about: Mapping[str, object]) -> dict[str, str]:
     """Units that `about` states, as far as they name any: some say that there is none."""
     stated = about.get("units")
     units = stated if isinstance(stated, dict) else {}
-    return {key: str(units[label]) for key, (label, _) in UNITS.items() if label in units and _is_unit(units[label], label)}
+    return {key: str(units[label]) for key, label in UNITS.items() if label in units and _is_unit(units[label], label)}
 
 
 def _is_unit(text: object, label: str) -> bool:
@@ -169,21 +180,16 @@ def _is_unit(text: object, label: str) -> bool:
     return True
 
 
-def _with_units(read: PeerFile, options: Mapping[str, str]) -> tuple[Hyper, list[str]]:
-    """Hyper-parameters with the options above them, and notes about units that nobody has stated."""
-    given: dict[str, object] = dict(options)
-    for key, (label, _) in UNITS.items():
+def _with_options(read: PeerFile, options: Mapping[str, str]) -> Hyper:
+    """Hyper-parameters with options above them."""
+    for key, label in UNITS.items():
         if key in options and not _is_unit(options[key], label):
-            raise UserError(f"--{key.replace('_', '-')}: must be a unit of {label} (got {options[key]!r}), such as kcal/mol or bohr")
+            name = f"--{key.replace('_', '-')}"
+            raise UserError(f"{name}: must be a unit of {label} (got {options[key]!r}), such as kcal/mol or bohr")
+    given: dict[str, object] = dict(options)
     if "elements" in options:
         given["elements"] = [symbol.strip() for symbol in options["elements"].split(",")]
-    hyper = {**read.hyper, **given}
-    notes = [
-        f"the file states no unit of {label}: {usual} is taken; --{key.replace('_', '-')} says otherwise"
-        for key, (label, usual) in UNITS.items()
-        if key not in hyper and not any(label in name for name in hyper)
-    ]
-    return hyper, notes
+    return {**read.hyper, **given}
 
 
 def _matching(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -194,11 +200,12 @@ def _matching(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> Mappin
 
 
 def _summary(trained: TrainedPotential, hyper: Hyper) -> Iterator[str]:
-    num_parameters = sum(weight.numel() for weight in trained.model.parameters())
+    size = sum(weight.numel() for weight in trained.model.parameters())
     symbols = [chemical_symbols[z] for z in trained.elements]
     named = " ".join(symbols[:MOST_ELEMENTS]) + (f" ... {symbols[-1]} ({len(symbols)})" if len(symbols) > MOST_ELEMENTS else "")
     dtype = str(trained.dtype).removeprefix("torch.")
-    yield f"potential: {trained.potential.name}, {num_parameters:,} parameters in {dtype}, cutoff {trained.cutoff:g} A"
+    yield f"potential: {trained.potential.name}, {size:,} parameters in {dtype}, cutoff {trained.cutoff:g} A"
     yield f"elements: {named}"
-    units = ", ".join(f"{label} in {hyper[key]}" for key, (label, _) in UNITS.items() if key in hyper)
-    yield f"units: eV and angstrom{f' (it was trained with {units})' if units else ''}, scale {float(trained.model.scale):.6g} eV"
+    units = ", ".join(f"{label} in {hyper[key]}" for key, label in UNITS.items() if key in hyper)
+    origin = f" (it was trained with {units})" if units else ""
+    yield f"units: eV and angstrom{origin}, scale {float(trained.model.scale):.6g} eV"

@@ -5,9 +5,11 @@ It is read as data: nothing in it is executed. N atoms, S structures.
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import tomli
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -22,7 +24,9 @@ from modelforge.errors import UserError
 from modelforge.files import replacing
 from modelforge.potentials import PotentialSection
 from modelforge.potentials.energy_model import EnergyModel
+from modelforge.training.loss import trains_energies
 from modelforge.training.runtime import MatmulPrecision, Precision
+from modelforge.training.section import TrainingSection
 
 FORMAT = "modelforge-potential-1"
 FILE_NAME = "potential.safetensors"
@@ -53,6 +57,14 @@ class TrainedPotential:
     def elements(self) -> tuple[int, ...]:
         """Atomic numbers that it knows, ascending."""
         return self.model.potential.elements
+
+    @cached_property
+    def has_energies(self) -> bool:
+        """Whether its energies mean something: beside direct forces they may have been left untrained."""
+        if self.model.is_conservative:
+            return True
+        training = TrainingSection.model_validate(tomli.loads(self.experiment).get("training", {}))
+        return trains_energies(training.widest_loss, is_conservative=False)
 
     @property
     def cutoff(self) -> float:
@@ -96,7 +108,7 @@ def load_potential(
     place: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> TrainedPotential:
     """Load a potential from its file or its run folder, in another precision where asked for."""
-    path = _file_of(Path(place))
+    path = file_of(Path(place))
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -140,7 +152,8 @@ def _rebuilt(
     )
 
 
-def _file_of(place: Path) -> Path:
+def file_of(place: Path) -> Path:
+    """The file of a potential, given it or its run folder; a `UserError` if it is not there."""
     if place.is_dir():
         path = place / FILE_NAME
         if not path.is_file():

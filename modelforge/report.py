@@ -1,6 +1,6 @@
 """Summaries for people: what would be trained, on what, and the errors at the end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from modelforge.data.prepare import PreparedData
 from modelforge.data.structures import LABELS
 from modelforge.experiment import Experiment
 from modelforge.potentials.energy_model import EnergyModel
+from modelforge.training.freezing import num_trained
 
 MOST_PLACES = 5  # structures that are named
 MOST_REMOVALS = 10  # files with removed structures that are named
@@ -26,6 +27,14 @@ COLUMNS = (
     ("F MAE\nmeV/A", "forces_mae_mev_per_angstrom", "{:.2f}"),
     ("F RMSE\nmeV/A", "forces_rmse_mev_per_angstrom", "{:.2f}"),
     ("S RMSE\nmeV/A^3", "stress_rmse_mev_per_angstrom3", "{:.3f}"),
+)
+MORE_COLUMNS = (
+    ("dipole RMSE\nme A", "dipole_rmse_me_angstrom", "{:.2f}"),
+    ("quadrupole RMSE\nme A^2", "quadrupole_rmse_me_angstrom2", "{:.2f}"),
+    ("charge RMSE\nme", "partial_charges_rmse_me", "{:.2f}"),
+    ("net force\nmeV/A", "net_force_rms_mev_per_angstrom", "{:.2f}"),
+    ("per atom\nmeV/A", "net_force_per_atom_rms_mev_per_angstrom", "{:.2f}"),
+    ("torque\nmeV", "net_torque_rms_mev", "{:.2f}"),
 )
 
 
@@ -42,7 +51,7 @@ def data_summary(data: PreparedData) -> list[str]:
         "audit:",
         *(f"  {line}" for line in data.audit.data.lines()),
         "self-energies (eV): "
-        + ", ".join(f"{chemical_symbols[z]} {value:.6f}" for z, value in data.reference.self_energies.by_element.items()),
+        + ", ".join(f"{chemical_symbols[z]} {data.reference.self_energies.by_element[z]:.6f}" for z in data.elements),
         *_fixed_energies(data),
     ]
     return lines + [f"note: {note}" for note in data.notes]
@@ -62,15 +71,20 @@ def _fixed_energies(data: PreparedData) -> list[str]:
 def model_summary(experiment: Experiment, model: EnergyModel) -> list[str]:
     """The network and its size."""
     num_parameters = sum(weight.numel() for weight in model.parameters())
+    trained = num_trained(model)
+    of_which = "" if trained == num_parameters else f", {trained:,} of them trained"
     return [
-        f"potential: {experiment.potential.name}, {num_parameters:,} parameters, cutoff {experiment.potential.cutoff:g} A, "
-        f"output scale {float(model.scale):.4g} eV",
+        f"potential: {experiment.potential.name}, {num_parameters:,} parameters{of_which}, "
+        f"cutoff {experiment.potential.cutoff:g} A, output scale {float(model.scale):.4g} eV"
+        + ("" if model.is_conservative else ", forces predicted directly (not conservative)"),
     ]
 
 
 def batch_summary(experiment: Experiment, batches: RunBatches) -> str:
     """The length of the run, and how structures are batched."""
     training, order = experiment.training, batches.order
+    if experiment.potential.is_closed_form:
+        return f"training: none; the weights are solved for with {order.num_structures} structures"
     length = f"training: {training.max_epochs} epochs of {order.steps_per_epoch} steps"
     if not isinstance(order, PackedOrder):
         return f"{length}, batch size {training.batch_size}"
@@ -83,17 +97,38 @@ def batch_summary(experiment: Experiment, batches: RunBatches) -> str:
 
 
 def error_table(results: Mapping[str, Any]) -> Table:
-    """Errors of each set; `-` stands for what was not measured."""
+    """Errors of each set; `-` stands for what was not measured. What few potentials have comes in a table beneath."""
+    title = f"errors ({results['weights']})" if results.get("weights") else "errors"
+    first, second = _table(results, COLUMNS, title), _table(results, MORE_COLUMNS, "")
+    if len(second.columns) == 1:
+        return first
+    both = Table.grid()
+    both.add_row(first)
+    both.add_row(second)
+    return both
+
+
+def _table(results: Mapping[str, Any], all_columns: Sequence[tuple[str, str, str]], title: str) -> Table:
     metrics = results["metrics"]
-    columns = [column for column in COLUMNS if any(errors[column[1]] is not None for errors in metrics.values())]
-    table = Table(title=f"errors ({results['weights']})" if results.get("weights") else "errors")
+    columns = [column for column in all_columns if any(errors.get(column[1]) is not None for errors in metrics.values())]
+    table = Table(title=title)
     table.add_column("set")
     for title, _, _ in columns:
         table.add_column(title, justify="right")
     for name, errors in metrics.items():
-        cells = [form.format(errors[key]) if errors[key] is not None else "-" for _, key, form in columns]
+        cells = [form.format(errors[key]) if errors.get(key) is not None else "-" for _, key, form in columns]
         table.add_row(name, *cells)
     return table
+
+
+def direct_forces_in_words(results: Mapping[str, Any]) -> list[str]:
+    """That forces are not conservative, where they are not; the table shows what they leave on whole structures."""
+    if results.get("forces") != "direct":
+        return []
+    return [
+        "forces are direct: not minus the gradient of an energy, so dynamics with them conserve none; net forces and torques "
+        "(RMS over structures) would be 0 otherwise"
+    ]
 
 
 def data_report(data: PreparedData) -> dict[str, Any]:

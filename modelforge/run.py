@@ -8,9 +8,9 @@ import pytorch_lightning as pl
 import torch
 
 from modelforge import __version__
-from modelforge.assembly import build_model, run_batches, total_steps_of
+from modelforge.assembly import build_model, prepared, run_batches, total_steps_of
 from modelforge.data.module import DataModule
-from modelforge.data.prepare import PreparedData, prepare
+from modelforge.data.prepare import PreparedData
 from modelforge.experiment import Experiment, LoadedExperiment, resolved_toml
 from modelforge.files import set_aside, write_text
 from modelforge.model_file import TrainedPotential
@@ -18,12 +18,12 @@ from modelforge.potentials.energy_model import EnergyModel
 from modelforge.report import batch_summary, data_summary, model_summary
 from modelforge.run_folder import RunFolder, length_of
 from modelforge.slurm.allocation import end_time
+from modelforge.starting_point import prepared_for, start_summary, starting_point
 from modelforge.training.checkpoint import latest_checkpoint
 from modelforge.training.compilation import StepCompiler
 from modelforge.training.display import RunLog
 from modelforge.training.keeper import RunKeeper
 from modelforge.training.ledger import formula
-from modelforge.training.loss import weights_of
 from modelforge.training.precision import ForceDifference, difference_in_words, force_difference
 from modelforge.training.runtime import device_note
 from modelforge.training.stop_signal import StopSignal
@@ -76,13 +76,19 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
     loss = training.widest_loss
     # Of several processes one writes the split; the others draw the same, or read it if it is there.
     split_file = folder.split if trainer.is_global_zero or folder.split.exists() else None
-    terms = experiment.potential.fixed_terms
-    data = prepare(experiment.dataset, weights=weights_of(loss), fixed_terms=terms, split_file=split_file, say=log.line)
+    start = starting_point(experiment, folder)
+    data = prepared(experiment, split_file=split_file, say=log.line)
+    if start is not None:
+        data = prepared_for(start, experiment, data)
     resolved = resolved_toml(experiment, loaded.origins)
     if trainer.is_global_zero:
         write_text(folder.experiment, resolved)
+        if start is not None:
+            start.keep_copy(folder)
     batches = run_batches(experiment, data, rank=trainer.global_rank, num_processes=trainer.world_size, say=log.line)
-    model = build_model(experiment, data)
+    model = build_model(experiment, data, start.trained if start else None)
+    for line in start_summary(start, data, model.scale.dtype) if start else ():
+        log.line(line)
     steps_per_epoch = batches.steps_per_epoch
     for line in (*data_summary(data), *model_summary(experiment, model), batch_summary(experiment, batches), formula(loss)):
         log.line(line)

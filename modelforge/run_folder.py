@@ -56,6 +56,11 @@ class RunFolder:
         return self.path / "split.npz"
 
     @property
+    def start(self) -> Path:
+        """A copy of the potential that the run started from."""
+        return self.path / "start.safetensors"
+
+    @property
     def last_checkpoint(self) -> Path:
         """Where to go on from."""
         return self.path / "checkpoints" / "last.ckpt"
@@ -117,8 +122,8 @@ class RunFolder:
 
     def refuse_misplaced(self) -> None:
         """Stop if there is a folder where a file of the run belongs, or the other way round."""
-        files = (self.experiment, self.log, self.split, self.metrics, self.results, *self.checkpoints, self.best_checkpoint)
-        for path in files:
+        files = (self.experiment, self.log, self.split, self.start, self.metrics, self.results, self.best_checkpoint)
+        for path in (*files, *self.checkpoints):
             if path.is_dir():
                 raise UserError(f"{path}: must be a file of the run (is a folder); remove it or choose another run folder")
         for path in {self.best_checkpoint.parent, self.predictions("any").parent}:

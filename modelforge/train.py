@@ -5,6 +5,7 @@ The same call starts a run, resumes it after any interruption, or finds it finis
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,13 @@ import torch
 from rich.console import Console
 
 from modelforge import __version__
+from modelforge.assembly import exact_batches
 from modelforge.data.sources.extxyz.writer import write_extxyz
 from modelforge.disk import disk_failures_told
 from modelforge.errors import RunFailure, UserError
 from modelforge.experiment import LoadedExperiment
 from modelforge.finish import Results, finish
+from modelforge.potentials.closed_form import ClosedFormPotential
 from modelforge.rehearsal.rehearsal import Rehearsal
 from modelforge.rehearsal.rehearsing import rehearse
 from modelforge.report import error_table
@@ -29,6 +32,7 @@ from modelforge.slurm.preflight import refuse_mismatch
 from modelforge.training.checkpoint import saved_experiment
 from modelforge.training.display import LiveBar, PlainLines, RunLog
 from modelforge.training.listener import Listener
+from modelforge.training.loss import weights_of
 from modelforge.training.not_finite import NotFinite
 from modelforge.training.precision import matmul_precision
 from modelforge.training.processes import introduce, kept_together
@@ -84,8 +88,11 @@ def fit(run: Run, *, with_rehearsal: bool) -> None:
     task, training = run.task, run.experiment.training
     if run.keeper.has_ended or (task.steps >= task.total_steps and not run.keeper.progress.owes_validation):
         return
+    if is_closed_form := run.experiment.potential.is_closed_form:
+        _solve(run)
     run.keeper.listeners, bar = _listeners(run)
-    run.trainer.callbacks.extend([BeforeTheStart(run, with_rehearsal=with_rehearsal), run.keeper])  # type: ignore[attr-defined]
+    before = BeforeTheStart(run, with_rehearsal=with_rehearsal and not is_closed_form)
+    run.trainer.callbacks.extend([before, run.keeper])  # type: ignore[attr-defined]
     run.trainer.fit_loop.max_epochs = num_stretches(task, training)
     # Lightning's check before the training is here the validation that a run begins with.
     run.trainer.num_sanity_val_steps = float("inf") if run.keeper.progress.owes_validation else 0
@@ -99,6 +106,19 @@ def fit(run: Run, *, with_rehearsal: bool) -> None:
     finally:
         if bar is not None:
             bar.stop()
+
+
+def _solve(run: Run) -> None:
+    """Find the weights of a potential that is not trained in steps: all that follows is a validation."""
+    potential, scale = run.task.model.potential, float(run.task.model.scale)
+    assert isinstance(potential, ClosedFormPotential)
+    terms = weights_of(run.experiment.training.widest_loss)
+    batches = exact_batches(run.experiment, run.data)
+    begun = time.perf_counter()
+    told = potential.solve(batches, scale=scale, with_energies="energy" in terms, with_forces="forces" in terms)
+    run.keeper.progress.seconds = time.perf_counter() - begun
+    for line in told:
+        run.log.line(line)
 
 
 def _facts(run: Run) -> dict[str, str]:

@@ -14,9 +14,9 @@ NO_CONSTANTS = np.zeros(119)
 
 
 def structures_of(all_atoms: Sequence[Atoms]) -> Structures:
-    """Atoms as columns; labels from info["energy"], arrays["forces"], info["stress"], missing ones are NaN."""
+    """Atoms as columns; labels from info and arrays under their own names, missing ones are NaN."""
     num = len(all_atoms)
-    nan_forces = [np.full((len(atoms), 3), np.nan) for atoms in all_atoms]
+    pairs = [(atoms, np.full((len(atoms), 3), np.nan)) for atoms in all_atoms]
     subsets = [str(atoms.info.get("subset", "")) for atoms in all_atoms]
     names = tuple(dict.fromkeys(subsets))
     return Structures(
@@ -26,10 +26,13 @@ def structures_of(all_atoms: Sequence[Atoms]) -> Structures:
         cell=np.array([np.asarray(atoms.cell) for atoms in all_atoms]),
         periodic=np.array([atoms.pbc for atoms in all_atoms]),
         energy=np.array([atoms.info.get("energy", np.nan) for atoms in all_atoms], dtype=np.float64),
-        forces=np.concatenate([atoms.arrays.get("forces", nan) for atoms, nan in zip(all_atoms, nan_forces, strict=True)]),
+        forces=np.concatenate([atoms.arrays.get("forces", nan) for atoms, nan in pairs]),
         stress=np.array([atoms.info.get("stress", np.full((3, 3), np.nan)) for atoms in all_atoms]),
         total_charge=np.array([atoms.info.get("total_charge", np.nan) for atoms in all_atoms], dtype=np.float64),
         spin_multiplicity=np.array([atoms.info.get("spin_multiplicity", np.nan) for atoms in all_atoms], dtype=np.float64),
+        dipole=np.array([atoms.info.get("dipole", np.full(3, np.nan)) for atoms in all_atoms]),
+        quadrupole=np.array([atoms.info.get("quadrupole", np.full((3, 3), np.nan)) for atoms in all_atoms]),
+        partial_charges=np.concatenate([atoms.arrays.get("partial_charges", nan[:, 0]) for atoms, nan in pairs]),
         group=np.array([atoms.info.get("group", place) for place, atoms in enumerate(all_atoms)], dtype=np.int64),
         subset=np.array([names.index(name) for name in subsets], dtype=np.int64),
         file=np.zeros(num, dtype=np.int64),
@@ -73,6 +76,16 @@ def crystal(num_atoms: int, elements: Sequence[int], *, seed: int) -> Atoms:
     grid = np.stack(np.meshgrid(*[np.arange(int(np.ceil(num_atoms ** (1 / 3))))] * 3), axis=-1).reshape(-1, 3)
     scaled = (grid[:num_atoms] + rng.uniform(-0.15, 0.15, size=(num_atoms, 3))) / (grid.max() + 1)
     return Atoms(rng.choice(elements, size=num_atoms), scaled_positions=scaled, cell=cell, pbc=True)
+
+
+def with_charges(atoms: Atoms, *, seed: int) -> Atoms:
+    """The atoms with random partial charges, dipole and quadrupole."""
+    rng = np.random.default_rng(seed)
+    atoms = atoms.copy()
+    atoms.arrays["partial_charges"] = rng.normal(size=len(atoms))
+    atoms.info["dipole"], quadrupole = rng.normal(size=3), rng.normal(size=(3, 3))
+    atoms.info["quadrupole"] = quadrupole + quadrupole.T
+    return atoms
 
 
 def labelled(atoms: Atoms, *, seed: int, energy: float | None = None) -> Atoms:

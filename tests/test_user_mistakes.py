@@ -615,6 +615,81 @@ CASES = [
         value("batch_size = 4", "batch_size = 4\nmax_edges = 1000"),
     ),
     Case(
+        "moments without charges",
+        (
+            "x.toml:15: training.loss.dipole_weight: is 2, but this potential has no partial charges, which dipoles and "
+            "quadrupoles come from too; set potential.partial_charges = true, or the weight to 0\n"
+            "x.toml:17: training.second_stage.partial_charges_weight: is 1, but this potential has no partial charges, which "
+            "dipoles and quadrupoles come from too; set potential.partial_charges = true, or the weight to 0"
+        ),
+        value(
+            "batch_size = 4",
+            "batch_size = 4\nloss.dipole_weight = 2.0\n"
+            "second_stage.start_epoch = 0.5\nsecond_stage.partial_charges_weight = 1.0",
+        ),
+    ),
+    Case(
+        "charges that nothing trains",
+        (
+            "x.toml:4: potential.partial_charges: is true, but nothing trains the charges; give "
+            "training.loss.partial_charges_weight, dipole_weight or quadrupole_weight, or a [potential.coulomb] energy of "
+            "which they are part, or set it to false"
+        ),
+        value("cutoff = 3.0", "cutoff = 3.0\npartial_charges = true"),
+    ),
+    Case(
+        "direct forces that nothing trains",
+        (
+            'x.toml:4: potential.forces: must not be "direct" where training.loss.forces_weight is 0, as nothing would train '
+            'them; set a weight above 0, or use "derivative"'
+        ),
+        (("cutoff = 3.0", 'cutoff = 3.0\nforces = "direct"'), ("batch_size = 4", "batch_size = 4\nloss.forces_weight = 0.0")),
+    ),
+    Case(
+        "a stress of an energy that nothing trains",
+        (
+            "x.toml:17: training.loss.stress_weight: must be 0 where forces are direct and training.loss.energy_weight is 0: "
+            "the stress is a derivative of the energy; set a weight of the energy above 0"
+        ),
+        (
+            ("cutoff = 3.0", 'cutoff = 3.0\nforces = "direct"'),
+            ('path = "water.xyz"', 'path = "water.xyz"\nstress_key = "stress"'),
+            ("batch_size = 4", "batch_size = 4\nloss.stress_weight = 1.0\nloss.energy_weight = 0.0"),
+        ),
+    ),
+    Case(
+        "a dipole that has no key",
+        (
+            "x.toml: dataset.dipole_key: missing, but training.loss.dipole_weight is 1; name the key if there is one, or set "
+            "the weight to 0"
+        ),
+        (
+            ("cutoff = 3.0", "cutoff = 3.0\npartial_charges = true"),
+            ("batch_size = 4", "batch_size = 4\nloss.dipole_weight = 1.0"),
+        ),
+    ),
+    Case(
+        "dipoles of crystals",
+        (
+            "x.toml:17: training.loss.dipole_weight: is 1, but all structures of the training set are periodic, where a dipole "
+            "depends on the choice of the cell; set the weight to 0"
+        ),
+        (
+            ("cutoff = 3.0", "cutoff = 3.0\npartial_charges = true"),
+            ('path = "water.xyz"', 'path = "water.xyz"\ndipole_key = "d"'),
+            ("batch_size = 4", "batch_size = 4\nloss.dipole_weight = 1.0"),
+        ),
+        {"water.xyz": waters(header='d="0 0 1" Lattice="9 0 0 0 9 0 0 0 9" pbc="T T T"')},
+    ),
+    Case(
+        "an embedding of a charge that nothing says",
+        (
+            "x.toml:4: potential.charge_embedding: is true, but no training structure says its total charge; name its key in "
+            "dataset.total_charge_key, or set this to false"
+        ),
+        value("cutoff = 3.0", "cutoff = 3.0\ncharge_embedding = true"),
+    ),
+    Case(
         "no such file to convert",
         "FILE: 'watr.xyz' matches no file: looked for DIR/watr.xyz (did you mean 'water.xyz'?)",
         command="data convert watr.xyz --out kept",

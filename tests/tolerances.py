@@ -2,6 +2,7 @@
 
 EXACT_SUM = 1e-12  # relative; float64 sums in another order
 FINITE_DIFFERENCE = 1e-6  # relative; central differences in float64 with the step below
+SHARED_CHARGE = 1e-5  # relative; AIMNet2 divides by a sum over all atoms + 1e-6, so that two copies are not exactly twice one
 STEP = 1e-4  # angstrom, or strain
 SINGLE_PRECISION = 2e-4  # relative; float32 against float64
 JUMP = 1e-6  # relative to the interaction well inside the cutoff

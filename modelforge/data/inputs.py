@@ -41,36 +41,37 @@ class Input(NamedTuple):
     words: str
     where_missing: float
 
-    def values(self, structures: Structures) -> Floats:
-        """The numbers that the network would see, (S,)."""
-        return np.nan_to_num(getattr(structures, self.column), nan=self.where_missing)
+    def values(self, structures: Structures, members: Integers) -> Floats:
+        """The numbers that the network would see of the members (S,)."""
+        values: Floats = getattr(structures, self.column)[members]
+        return np.nan_to_num(values, nan=self.where_missing)
 
 
 CHARGE = Input("total_charge", "charge_embedding", "total charge", 0.0)
 SPIN = Input("spin_multiplicity", "spin_embedding", "spin multiplicity", 1.0)
 
 
-def input_notes(
-    structures: Structures, training: Integers, inputs: Inputs, weights: Mapping[str, float]
-) -> tuple[str, ...]:
+def input_notes(structures: Structures, training: Integers, inputs: Inputs, weights: Mapping[str, float]) -> tuple[str, ...]:
     """What the user should know of inputs and moments; an input that the data do not have is an error."""
-    members = structures.take(training)
     return (
-        *_notes_of(CHARGE, members, is_seen=inputs.charge, is_embedded=inputs.charge_embedding, is_summed=inputs.partial_charges),
-        *_notes_of(SPIN, members, is_seen=inputs.spin_embedding, is_embedded=inputs.spin_embedding, is_summed=False),
-        *(note for moment in MOMENTS if moment in weights for note in _origin_notes(members, moment)),
-        *(_traceless_notes(members) if "quadrupole" in weights else ()),
+        *_notes_of(CHARGE, structures, training, inputs),
+        *_notes_of(SPIN, structures, training, inputs),
+        *(note for moment in MOMENTS if moment in weights for note in _origin_notes(structures, training, moment)),
+        *(_traceless_notes(structures, training) if "quadrupole" in weights else ()),
     )
 
 
-def _notes_of(kind: Input, members: Structures, *, is_seen: bool, is_embedded: bool, is_summed: bool) -> Iterator[str]:
-    known = members.has(kind.column)
+def _notes_of(kind: Input, structures: Structures, training: Integers, inputs: Inputs) -> Iterator[str]:
+    known = structures.has(kind.column)[training]
+    is_embedded = inputs.charge_embedding if kind is CHARGE else inputs.spin_embedding
+    is_seen = inputs.charge if kind is CHARGE else inputs.spin_embedding
+    is_used = is_seen or (kind is CHARGE and inputs.partial_charges)
     if is_embedded and not known.any():
         raise UserError(
             f"potential.{kind.option}: is true, but no training structure says its {kind.words}; name its key in "
             f"dataset.{kind.column}_key, or set this to false"
         )
-    values = np.unique(kind.values(members))
+    values = np.unique(kind.values(structures, training))
     named = ", ".join(f"{value:g}" for value in values[:MOST_VALUES]) + (", ..." if len(values) > MOST_VALUES else "")
     if len(values) > 1 and not is_seen:
         yield (
@@ -82,27 +83,23 @@ def _notes_of(kind: Input, members: Structures, *, is_seen: bool, is_embedded: b
             f"potential.{kind.option} is true, but all training structures have the {kind.words} {named}: "
             "nothing is learnt for any other"
         )
-    if (is_seen or is_summed) and known.any() and not known.all():
+    if is_used and known.any() and not known.all():
         yield (
-            f"{int((~known).sum())} of {len(members)} training structures do not say their {kind.words}: "
+            f"{int((~known).sum())} of {len(training)} training structures do not say their {kind.words}: "
             f"{kind.where_missing:g} is taken"
         )
 
 
-def _origin_notes(members: Structures, moment: str) -> Iterator[str]:
+def _origin_notes(structures: Structures, training: Integers, moment: str) -> Iterator[str]:
     """Moments that depend on the origin: the dipole of what is charged, and any quadrupole beside a dipole.
 
     Files do not say what their moments are about. Where atoms are centred it does not matter.
     """
-    shapes = {"dipole": (1,), "quadrupole": (1, 2)}
-    has = np.isfinite(of_molecules(members, moment)).all(axis=shapes[moment])
+    known = np.isfinite(of_molecules(structures, moment)[training]).reshape(len(training), -1)
+    has = np.asarray(known.all(axis=1))
     if moment == "dipole":
-        has &= CHARGE.values(members) != 0
-    if not has.any():
-        return
-    chosen = members.take(np.flatnonzero(has))
-    centre = (chosen.positions - positions_from_centre(chosen))[chosen.offsets[:-1]]  # (S, 3)
-    distance = float(np.linalg.norm(centre, axis=1).max())
+        has &= CHARGE.values(structures, training) != 0
+    distance = max((_from_origin(piece) for piece in structures.taken(training[has])), default=0.0) if has.any() else 0.0
     if distance > FAR:
         kind = "charged structures" if moment == "dipole" else "structures"
         shift = "subtract total charge times centre of mass" if moment == "dipole" else "convert them"
@@ -113,9 +110,15 @@ def _origin_notes(members: Structures, moment: str) -> Iterator[str]:
         )
 
 
-def _traceless_notes(members: Structures) -> Iterator[str]:
+def _from_origin(structures: Structures) -> float:
+    """The largest distance of a centre of mass from the origin of coordinates, angstrom."""
+    centres = structures.positions - positions_from_centre(structures)  # (N, 3), the same for all atoms of a structure
+    return float(np.linalg.norm(centres, axis=1).max())
+
+
+def _traceless_notes(structures: Structures, training: Integers) -> Iterator[str]:
     """Whether the labels seem to be of another definition."""
-    quadrupoles = of_molecules(members, "quadrupole")
+    quadrupoles = of_molecules(structures, "quadrupole")[training]
     known = quadrupoles[np.isfinite(quadrupoles).all(axis=(1, 2))]
     if len(known) and np.abs(np.trace(known, axis1=1, axis2=2)).max() <= TRACELESS * np.abs(known).max():
         yield (

@@ -9,9 +9,7 @@ from modelforge.data.sources.source import DataSource
 from modelforge.data.structures import Integers, Structures, subset_factors
 from modelforge.errors import UserError
 
-OPTIONS = {
-    label: f"{label}_key" for label in ("energy", "forces", "stress", "dipole", "quadrupole", "partial_charges")
-}
+OPTIONS = {label: f"{label}_key" for label in ("energy", "forces", "stress", "dipole", "quadrupole", "partial_charges")}
 MOMENTS = ("dipole", "quadrupole")
 
 

@@ -13,9 +13,17 @@ from ase.data import atomic_numbers, chemical_symbols
 from modelforge.data.audited import AuditedSets, audit_opened, audit_overlaps, stop_if_found
 from modelforge.data.detection import files_like
 from modelforge.data.filter import element_table, filtered, refuse_unknown_subsets
+from modelforge.data.inputs import Inputs, input_notes
 from modelforge.data.labels import missing_label_notes, refuse_absent_keys, require_labels, require_training_labels
 from modelforge.data.reduced_labels import ReducedLabels, reduced_labels
-from modelforge.data.reference import Compositions, Reference, compositions_of, energies_of_isolated_atoms, isolated_atoms, reference_of
+from modelforge.data.reference import (
+    Compositions,
+    Reference,
+    compositions_of,
+    energies_of_isolated_atoms,
+    isolated_atoms,
+    reference_of,
+)
 from modelforge.data.sources.gather import read
 from modelforge.data.sources.read_report import ReadReport, Removal
 from modelforge.data.sources.source import DataSource
@@ -28,6 +36,8 @@ from modelforge.physics.fixed_energy import FixedTerms
 
 NO_TERMS = FixedTerms()
 WORSE_SPREAD = 2.0  # times as much: fixed energies that are right take something off the spread of the labels
+
+NO_INPUTS = Inputs()
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +77,12 @@ def prepare(
     source: DataSource,
     *,
     weights: Mapping[str, float],
+    inputs: Inputs = NO_INPUTS,
     fixed_terms: FixedTerms = NO_TERMS,
     split_file: Path | None = None,
     say: Say = silent,
 ) -> PreparedData:
-    """Read, check, split and reference a data set for loss terms with these weights, and a potential with these fixed energies.
+    """Read, check, split and reference a data set for loss terms and for a potential with these inputs and fixed energies.
 
     `split_file` is where the split of an earlier start lies, or where it is saved; without it nothing is written there.
     `say` is told what takes long.
@@ -91,6 +102,7 @@ def prepare(
     found = load_split(split_file, **drawn_from) if split_file and is_drawn else split(source.split, structures, usable)
     tests = _tests(source, opened, found, cache, say)
     require_training_labels(structures, found.train, report, weights, source.subset_weights)
+    of_inputs = input_notes(structures, found.train, inputs, weights)
     elements = _elements(structures, found, tests)
     audited = _audited(opened, found, tests, cache)
     stop_if_found(audited.findings(), source.audit)
@@ -118,6 +130,7 @@ def prepare(
             *reference.notes,
             *_spread_notes(structures, reduced, found.train, elements),
             *missing_label_notes(report),
+            *of_inputs,
             *audit_notes,
         ),
         reduced,

@@ -83,13 +83,31 @@ class PeerHyper(Section):
 
     def constants(self, elements: Sequence[int]) -> dict[int, float]:
         """What is added for each atom of these elements, in eV."""
-        if missing := [chemical_symbols[z] for z in elements if self.self_energies and chemical_symbols[z] not in self.self_energies]:
+        lacking = [chemical_symbols[z] for z in elements if chemical_symbols[z] not in self.self_energies]
+        if self.self_energies and lacking:
             raise UserError(
-                f"{PLACE}.self_energies: must name each element of the network (lacks {', '.join(missing)}); add them, or "
+                f"{PLACE}.self_energies: must name each element of the network (lacks {', '.join(lacking)}); add them, or "
                 "leave these elements out with --elements"
             )
         named = {atomic_numbers[symbol]: value for symbol, value in self.self_energies.items()}
         return {z: self.energy * (self.mean_per_atom + named.get(z, 0.0)) for z in elements}
+
+    @property
+    def unit_notes(self) -> tuple[str, ...]:
+        """Units that nobody has stated, and what is taken instead."""
+        notes = {
+            "energy_unit": "no unit of energy is stated: eV is taken; --energy-unit says otherwise",
+            "length_unit": "no unit of length is stated: angstrom is taken; --length-unit says otherwise",
+        }
+        return tuple(note for key, note in notes.items() if key not in self.model_fields_set)
+
+    def notes(self, elements: Sequence[int]) -> tuple[str, ...]:
+        """The same for a network with a row for each element, trained or not."""
+        note = (
+            f"all {len(elements)} elements of its table are taken over, also those that it was never trained on; name those of "
+            "its training data with --elements, so that others are refused"
+        )
+        return self.unit_notes if self.elements else (note, *self.unit_notes)
 
 
 def read_hyper(kind: type[AnyHyper], hyper: Hyper) -> AnyHyper:
@@ -106,14 +124,5 @@ def _in_words(mistake: Mistake, kind: type[PeerHyper], values: dict[str, object]
     if mistake.type != "extra_forbidden":
         return str(explain(mistake, Kind(kind), values))
     key, known = str(mistake.path[0]), list(kind.model_fields)
-    return f"{key}: no option that can be imported{did_you_mean(key, known)}; remove it if it changes nothing ({', '.join(known)})"
-
-
-def tables_note(elements: Sequence[int], named: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Elements that nobody has named may be untrained rows."""
-    if named is not None:
-        return ()
-    return (
-        f"all {len(elements)} elements of its table are taken over, also those that it was never trained on; name those of "
-        "its training data with --elements, so that others are refused",
-    )
+    near = did_you_mean(key, known)
+    return f"{key}: no option that can be imported{near}; remove it if it changes nothing (known: {', '.join(known)})"

@@ -10,8 +10,8 @@ from torch import Tensor
 from modelforge.potentials import PotentialSection
 
 Hyper = Mapping[str, object]
-"""Hyper-parameters as the file has them in JSON. Options of the command line (`energy_unit`, `length_unit`, and `elements`, a
-list of symbols) are among them, in the place of what the file says."""
+"""Hyper-parameters as the file has them in JSON. `energy_unit` and `length_unit` are among them where `about` states them, and
+what the command line says is in the place of what the file says: these two, and `elements`, a list of symbols."""
 Arrays = Mapping[str, NDArray[Any]]
 """Weights by the names of the other package."""
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 
-from modelforge.importing import sake, schnetpack, torchmdnet
+from modelforge.importing import aimnet, sake, schnetpack, torchani, torchmdnet
 from modelforge.importing.imported import Arrays, Hyper, ImportedPotential
 
 FORMATS: Mapping[str, Callable[[Hyper, Arrays], ImportedPotential]] = {
     "schnetpack": schnetpack.imported,
+    "torchani": torchani.imported,
     "torchmdnet": torchmdnet.imported,
+    "aimnet": aimnet.imported,
     "sake": sake.imported,
 }

@@ -58,7 +58,7 @@ class SAKEHyper(PeerHyper):
 def imported(hyper: Hyper, weights: Arrays) -> ImportedPotential:
     """The network that `hyper` describes."""
     options = read_hyper(SAKEHyper, hyper)
-    theirs = Kernels(Weights({name.removeprefix("params/"): array for name, array in weights.items()}), options)
+    theirs = Kernels(weights, options)
     elements = options.elements_among(options.species)
     section = SAKESection(
         name="sake",
@@ -73,17 +73,23 @@ def imported(hyper: Hyper, weights: Arrays) -> ImportedPotential:
     features = options.hidden_features
     state = theirs.embedding(elements) | theirs.two_layers("embedding_out", "readout", features, features, 1)
     for t in range(options.depth):
-        state |= theirs.interaction(t) | (theirs.velocity(t) if options.update else {})
+        state |= theirs.interaction(t)
+    velocities = [theirs.velocity(t) for t in range(options.depth)] if options.update else []
+    for velocity in velocities[:-1]:  # nothing sees where the last layer moves the atoms
+        state |= velocity
     theirs.weights.refuse_rest("a SAKE")
-    return ImportedPotential(section, elements, state, options.constants(elements), options.energy)
+    note = "it sees all pairs of atoms of a molecule, however far apart: structures that are periodic cannot be predicted"
+    constants = options.constants(elements)
+    return ImportedPotential(section, elements, state, constants, options.energy, (note, *options.unit_notes))
 
 
 class Kernels:
     """Their weights by our names."""
 
-    def __init__(self, weights: Weights, options: SAKEHyper) -> None:
-        self.weights, self.options = weights, options
-        self.num_radial = len(weights.take_any("d0/edge_model/kernel/means"))
+    def __init__(self, arrays: Arrays, options: SAKEHyper) -> None:
+        self.weights = Weights({name.removeprefix("params/"): array for name, array in arrays.items()})
+        self.options = options
+        self.num_radial = len(self.weights.take_any("d0/edge_model/kernel/means"))
 
     def layer(self, theirs: str, ours: str, num_in: int, num_out: int, *, bias: bool = True) -> State:
         """A dense layer."""
@@ -135,16 +141,16 @@ class Kernels:
         }
 
     def velocity(self, t: int) -> State:
-        """How a block moves the atoms: nothing sees where the last one does, and the first has no velocity to go on from."""
+        """How a block moves the atoms; the first has no velocity to go on from."""
         options, old, new = self.options, f"d{t}", f"velocities.{t}"
         features = options.hidden_features
         state = self.layer(f"{old}/v_mixing", f"{new}.mixing", features * options.n_heads, 1, bias=False)
         if t:
             state |= self.layer(f"{old}/velocity_mlp/layers_0", f"{new}.gate.0", features, features)
             state |= self.layer(f"{old}/velocity_mlp/layers_2", f"{new}.gate.2", features, 1, bias=False)
-        return state if t < options.depth - 1 else {}
+        return state
 
 
 def by_heads(weight: Tensor, *, num_features: int) -> Tensor:
     """Columns (out, F H) feature by feature as (out, H F), head by head."""
-    return weight.unflatten(1, (num_features, -1)).transpose(1, 2).flatten(1)
+    return torch.unflatten(weight, 1, (num_features, -1)).transpose(1, 2).flatten(1)

@@ -13,7 +13,7 @@ from pydantic import field_validator
 from torch import Tensor
 
 from modelforge.errors import UserError
-from modelforge.importing.hyper import NUM_SYMBOLS, PLACE, PeerHyper, read_hyper, tables_note
+from modelforge.importing.hyper import NUM_SYMBOLS, PLACE, PeerHyper, read_hyper
 from modelforge.importing.imported import Arrays, Hyper, ImportedPotential
 from modelforge.importing.weights import PREFIX, Weights
 from modelforge.nn.radial import RadialBasisName
@@ -25,7 +25,7 @@ State = dict[str, Tensor]
 
 HEAD = "output_modules.0.outnet"
 FILTERS = "representation.filter_net"  # PaiNN alone has it
-POSTPROCESSOR = re.compile(r"postprocessors\.(\d+)\.(mean|atomref|scale)")
+POSTPROCESSOR = re.compile(r"postprocessors\.\d+\.mean")
 ROUNDING = 1e-6  # relative; of a cutoff in single precision
 
 
@@ -135,12 +135,12 @@ def _completed(
     table = weights.take("representation.embedding.weight", hyper.max_z, features)
     state |= {"embedding.weight": table[list(elements)], **_radial_constants(hyper, weights)}
     state |= _two_layers(weights, HEAD, "readout", features, max(features // 2, 1), 1)
-    scale, offsets = _postprocessing(weights, elements)
+    offsets = _offsets(weights, elements)
     weights.refuse_rest(f"{section.name} with an Atomwise head")
     if any(offsets.values()) and (hyper.mean_per_atom or hyper.self_energies):
         raise UserError(
-            f"{PLACE}: must not give mean_per_atom or self_energies beside the weights of postprocessors, which add energies of "
-            "atoms already; leave one of them out"
+            f"{PLACE}: must not give mean_per_atom or self_energies beside the weights of postprocessors, which add energies "
+            "of atoms already; leave one of them out"
         )
     constants = hyper.constants(elements)
     return ImportedPotential(
@@ -148,8 +148,8 @@ def _completed(
         elements,
         state,
         {z: constants[z] + hyper.energy * offsets[z] for z in elements},
-        hyper.energy * scale,
-        tables_note(elements, hyper.elements),
+        hyper.energy,
+        hyper.notes(elements),
     )
 
 
@@ -185,27 +185,22 @@ def _cutoff(hyper: AtomisticHyper, weights: Weights) -> float:
     return stored * hyper.length
 
 
-def _postprocessing(weights: Weights, elements: tuple[int, ...]) -> tuple[float, dict[int, float]]:
-    """What `ScaleProperty` and `AddOffsets`, in their order, make of energies: a factor, and what is added for each atom."""
-    steps = {int(match[1]): match[2] for name in weights.names if (match := POSTPROCESSOR.fullmatch(name))}
-    scale, offsets = 1.0, dict.fromkeys(elements, 0.0)
-    for place in sorted(steps):
-        name = f"postprocessors.{place}"
-        if steps[place] == "scale":
-            factor = _number(weights, f"{name}.scale")
-            scale, offsets = scale * factor, {z: factor * value for z, value in offsets.items()}
-        else:
-            added = _offsets(weights, name, elements)
-            offsets = {z: offsets[z] + added[z] for z in elements}
-    return scale, offsets
-
-
-def _offsets(weights: Weights, name: str, elements: tuple[int, ...]) -> dict[int, float]:
-    mean, table = _number(weights, f"{name}.mean"), weights.take_any(f"{name}.atomref").ravel()
+def _offsets(weights: Weights, elements: tuple[int, ...]) -> dict[int, float]:
+    """What `AddOffsets` adds for each atom, in the unit of the network; another step could be for another quantity."""
+    steps = [name for name in weights.names if POSTPROCESSOR.fullmatch(name)]
+    if len(steps) > 1:
+        raise UserError(
+            f"{PREFIX}{steps[1]}: must be the only AddOffsets (there is {PREFIX}{steps[0]} before it), as names do not tell which "
+            "of them is for the energy; leave the weights of the others out of the file"
+        )
+    if not steps:
+        return dict.fromkeys(elements, 0.0)
+    mean, name = _number(weights, steps[0]), f"{steps[0].removesuffix('.mean')}.atomref"
+    table = weights.take_any(name).ravel()
     if missing := [z for z in elements if z >= len(table)]:
         raise UserError(
-            f"{PREFIX}{name}.atomref: must have a row for each element (ends before atomic number {missing[0]}); name the "
-            "elements with --elements"
+            f"{PREFIX}{name}: must have a row for each element (ends before atomic number {missing[0]}); name the elements with "
+            "--elements"
         )
     return {z: mean + float(table[z]) for z in elements}
 

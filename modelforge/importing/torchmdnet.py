@@ -5,13 +5,14 @@ prior gives the self-energies. F features, K radial functions, T layers.
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from modelforge.errors import UserError
-from modelforge.importing.hyper import NUM_SYMBOLS, PLACE, PeerHyper, read_hyper, tables_note
+from modelforge.importing.hyper import NUM_SYMBOLS, PLACE, PeerHyper, read_hyper
 from modelforge.importing.imported import Arrays, Hyper, ImportedPotential
 from modelforge.importing.weights import PREFIX, Weights
 from modelforge.potentials.tensornet import TensorNetSection
@@ -22,6 +23,7 @@ State = dict[str, Tensor]
 MODEL = "representation_model"
 EMBEDDING = f"{MODEL}.tensor_embedding"
 RADIAL = f"{MODEL}.distance_expansion"
+BOX = f"{MODEL}.distance.box"
 HEAD = "output_model.output_network.layers"
 ATOMREF = "prior_model.0"
 ACTIVATIONS: dict[str, Literal["silu", "tanh", "shifted_softplus"]] = {
@@ -39,7 +41,7 @@ class TensorNetHyper(PeerHyper):
     num_layers: Count
     num_rbf: Count
     cutoff: Positive
-    cutoff_lower: Literal[0, 0.0] = 0
+    cutoff_lower: Annotated[float, Field(ge=0, le=0)] = 0.0
     rbf_type: Literal["expnorm"] = "expnorm"
     activation: Literal["silu", "tanh", "ssp"] = "silu"
     group: Literal["O(3)"] = "O(3)"
@@ -61,6 +63,7 @@ def imported(hyper: Hyper, weights: Arrays) -> ImportedPotential:
     state |= arrays.take_layer(f"{HEAD}.0", "readout.3", features, max(features // 2, 1))
     state |= arrays.take_layer(f"{HEAD}.2", "readout.5", max(features // 2, 1), 1)
     scale, atomrefs = _standardisation(arrays), _atomrefs(options, arrays, elements)
+    box_notes = _box(arrays)
     arrays.refuse_rest("a TensorNet with a Scalar output")
     constants = options.constants(elements)
     section = TensorNetSection(
@@ -77,7 +80,7 @@ def imported(hyper: Hyper, weights: Arrays) -> ImportedPotential:
         state,
         {z: constants[z] + options.energy * atomrefs[z] for z in elements},
         options.energy * scale,
-        tables_note(elements, options.elements),
+        (*options.notes(elements), *box_notes),
     )
 
 
@@ -85,9 +88,7 @@ def _embedding(options: TensorNetHyper, weights: Weights, elements: tuple[int, .
     features = options.hidden_channels
     pairs = weights.take_layer(f"{EMBEDDING}.emb2", "pairs", 2 * features, features)
     receivers, senders = pairs["pairs.weight"].chunk(2, dim=1)  # a layer for each atom in the place of one for both
-    projections = [
-        weights.take_layer(f"{EMBEDDING}.distance_proj{n}", "part", options.num_rbf, features) for n in (1, 2, 3)
-    ]
+    projections = [weights.take_layer(f"{EMBEDDING}.distance_proj{n}", "part", options.num_rbf, features) for n in (1, 2, 3)]
     state = {
         "embedding.elements.weight": weights.take(f"{EMBEDDING}.emb.weight", options.max_z, features)[list(elements)],
         "embedding.receivers.weight": receivers,
@@ -134,12 +135,19 @@ def _radial_constants(options: TensorNetHyper, weights: Weights) -> State:
     return {"radial_basis.centres": centres, "radial_basis.steepness": steepness}
 
 
+def _box(weights: Weights) -> tuple[str, ...]:
+    """The box of the neighbour list, zeros where there is none: it belongs to structures, not to the network."""
+    if BOX not in weights or not weights.take(BOX, 3, 3).any():
+        return ()
+    return ("its box is not taken over: structures bring their own cells",)
+
+
 def _standardisation(weights: Weights) -> float:
     """The factor of atomic energies."""
     if "mean" in weights and (mean := float(weights.take("mean"))):
         raise UserError(
-            f"{PREFIX}mean: must be 0 (is {mean:g}): it is added once to each structure, whatever its size, which our potentials "
-            "do not do; train with an Atomref prior instead of standardize"
+            f"{PREFIX}mean: must be 0 (is {mean:g}): it is added once to each structure, whatever its size, which potentials "
+            "here do not do; train with an Atomref prior instead of standardize"
         )
     return float(weights.take("std")) if "std" in weights else 1.0
 

@@ -35,8 +35,8 @@ class Weights:
         array = self.take_any(name)
         if array.shape != shape:
             raise UserError(
-                f"{PREFIX}{name}: must have the shape {shape} (has {array.shape}) by hyper; correct hyper, or write the weights "
-                "of that very network"
+                f"{PREFIX}{name}: must have the shape {shape} (has {array.shape}) by hyper; correct hyper, or write the "
+                "weights of that very network"
             )
         return torch.from_numpy(array)
 

@@ -51,24 +51,17 @@ def back_in_place(rows: Tensor, groups: RowGroups) -> Tensor:
 def grouped_linear(rows: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], groups: RowGroups) -> Tensor:
     """A linear layer for each group; sorted rows (N, I), weights G x (O_g, I_g), biases G x (O_g,) -> (N, O).
 
-    Under autocast the product is in half precision, as that of a layer of torch.
+    Under autocast it is in half precision, as a layer of torch.
     """
-    ones = rows.new_ones(rows.shape[0], 1)
-    columns = [bias[:, None] for bias in biases]
-    return grouped_product(*_for_autocast(rows, weights), groups.ends) + grouped_product(ones, columns, groups.ends)
-
-
-def grouped_product(rows: Tensor, weights: Sequence[Tensor], ends: Tensor) -> Tensor:
-    """W_g x for each row, (N, I) and G x (O_g, I_g) -> (N, O)."""
-    return _product(rows, weights, ends, num_out=max(weight.shape[0] for weight in weights), transposed=False)
-
-
-def _for_autocast(rows: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
     device = rows.device.type
-    if not torch.is_autocast_enabled(device):
-        return rows, weights
-    half = torch.get_autocast_dtype(device)
-    return rows.to(half), [weight.to(half) for weight in weights]
+    if torch.is_autocast_enabled(device):
+        half = torch.get_autocast_dtype(device)
+        rows, weights, biases = rows.to(half), [w.to(half) for w in weights], [b.to(half) for b in biases]
+    num_out = max(weight.shape[0] for weight in weights)
+    of_rows_and_weights = _product(rows, weights, groups.ends, num_out=num_out, transposed=False, biases=biases)
+    ones, columns = rows.new_ones(rows.shape[0], 1), [bias[:, None] for bias in biases]
+    of_biases = _ZeroOfWeights.apply([ones], groups.ends, num_out, False, *columns)  # type: ignore[no-untyped-call]
+    return cast(Tensor, of_rows_and_weights + of_biases)
 
 
 class _Permuted(torch.autograd.Function):
@@ -84,13 +77,15 @@ class _Permuted(torch.autograd.Function):
 
 
 # A product is the sum of two nodes: one that has only the rows as its inputs, and one, of value zero, that has only the
-# weights. Autograd then computes the derivatives that are asked for and no others; of one node it would compute both, always.
+# weights; and so with biases. Autograd then computes what is asked for and nothing else; of one node it would compute all.
 
 
-def _product(rows: Tensor, weights: Sequence[Tensor], ends: Tensor, *, num_out: int, transposed: bool) -> Tensor:
-    by_rows = _ProductOfRows.apply(rows, list(weights), ends, num_out, transposed)  # type: ignore[no-untyped-call]
-    by_weights = _ZeroOfWeights.apply([rows], ends, num_out, transposed, *weights)  # type: ignore[no-untyped-call]
-    return cast(Tensor, by_rows + by_weights)
+def _product(
+    rows: Tensor, weights: Sequence[Tensor], ends: Tensor, *, num_out: int, transposed: bool, biases: Sequence[Tensor] = ()
+) -> Tensor:
+    options = (ends, num_out, transposed)
+    by_rows = _ProductOfRows.apply(rows, list(weights), list(biases), *options)  # type: ignore[no-untyped-call]
+    return cast(Tensor, by_rows + _ZeroOfWeights.apply([rows], *options, *weights))  # type: ignore[no-untyped-call]
 
 
 def _outer(left: Tensor, right: Tensor, ends: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
@@ -100,23 +95,28 @@ def _outer(left: Tensor, right: Tensor, ends: Tensor, shapes: Sequence[torch.Siz
 class _ProductOfRows(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, rows: Tensor, weights: list[Tensor], ends: Tensor, num_out: int, transposed: bool
+        ctx: FunctionCtx,
+        rows: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        ends: Tensor,
+        num_out: int,
+        transposed: bool,
     ) -> Tensor:
         ctx.others = (weights, ends, rows.shape[1], transposed)  # type: ignore[attr-defined]
-        return product_operator(rows, weights, ends, num_out, transposed)
+        result: Tensor = torch.ops.modelforge.grouped_product(rows, weights, biases, ends, num_out, transposed)
+        return result
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         weights, ends, num_in, transposed = ctx.others  # type: ignore[attr-defined]
         by_rows = _product(gradients[0], weights, ends, num_out=num_in, transposed=not transposed)
-        return by_rows, None, None, None, None
+        return by_rows, None, None, None, None, None
 
 
 class _ZeroOfWeights(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, rows: list[Tensor], ends: Tensor, num_out: int, transposed: bool, *weights: Tensor
-    ) -> Tensor:
+    def forward(ctx: FunctionCtx, rows: list[Tensor], ends: Tensor, num_out: int, transposed: bool, *weights: Tensor) -> Tensor:
         ctx.others = (rows[0], ends, transposed, [weight.shape for weight in weights])  # type: ignore[attr-defined]
         return rows[0].new_zeros(1, 1).expand(rows[0].shape[0], num_out)
 
@@ -133,7 +133,8 @@ class _Outer(torch.autograd.Function):
         ctx: FunctionCtx, left: Tensor, right: Tensor, ends: Tensor, shapes: Sequence[torch.Size]
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(left, right, ends)
-        return tuple(outer_operator(left, right, ends, [shape[0] for shape in shapes], [shape[1] for shape in shapes]))
+        num_left, num_right = [shape[0] for shape in shapes], [shape[1] for shape in shapes]
+        return tuple(torch.ops.modelforge.grouped_outer(left, right, ends, num_left, num_right))
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -143,47 +144,68 @@ class _Outer(torch.autograd.Function):
         return by_left, by_right, None, None
 
 
-# The operators, opaque to the compiler.
+# The operators, opaque to the compiler: rows that are sorted by group, whose ends are known.
+
+torch.library.define(
+    "modelforge::grouped_product",
+    "(Tensor rows, Tensor[] weights, Tensor[] biases, Tensor ends, int num_out, bool transposed) -> Tensor",
+)
+torch.library.define(
+    "modelforge::grouped_outer", "(Tensor left, Tensor right, Tensor ends, int[] num_left, int[] num_right) -> Tensor[]"
+)
 
 
-@torch.library.custom_op("modelforge::grouped_product", mutates_args=())
-def product_operator(rows: Tensor, weights: list[Tensor], ends: Tensor, num_out: int, transposed: bool) -> Tensor:
-    """W_g x of sorted rows, (N, I) -> (N, num_out)."""
-    matrices = [weight if transposed else weight.T for weight in weights]  # (I_g, O_g)
+@torch.library.impl("modelforge::grouped_product", "cpu")
+def product_on_cpu(
+    rows: Tensor, weights: list[Tensor], biases: list[Tensor], ends: Tensor, num_out: int, transposed: bool
+) -> Tensor:
+    """W_g x + b_g, (N, I) -> (N, num_out); there may be no biases."""
     result = rows.new_zeros(rows.shape[0], num_out)
-    for part, to, matrix in zip(_parts(rows, ends), _parts(result, ends), matrices, strict=True):
+    for group, (begin, end) in enumerate(_bounds(ends)):
+        if begin == end:
+            continue
+        matrix = weights[group] if transposed else weights[group].T  # (I_g, O_g)
         num_in, width = matrix.shape
-        to[:, :width].addmm_(part[:, :num_in], matrix)
+        part, to = rows[begin:end, :num_in], result[begin:end, :width]
+        if biases:
+            torch.addmm(biases[group], part, matrix, out=to)
+        else:
+            torch.mm(part, matrix, out=to)
     return result
 
 
-@torch.library.custom_op("modelforge::grouped_outer", mutates_args=())
-def outer_operator(left: Tensor, right: Tensor, ends: Tensor, num_left: list[int], num_right: list[int]) -> list[Tensor]:
+@torch.library.impl("modelforge::grouped_outer", "cpu")
+def outer_on_cpu(left: Tensor, right: Tensor, ends: Tensor, num_left: list[int], num_right: list[int]) -> list[Tensor]:
     """sum_n y_n x_n^T over the rows of each group, (N, O), (N, I) -> G x (O_g, I_g)."""
-    parts = zip(_parts(left, ends), _parts(right, ends), num_left, num_right, strict=True)
-    return [part[:, :rows].T @ other[:, :columns] for part, other, rows, columns in parts]
+    sizes = zip(_bounds(ends), num_left, num_right, strict=True)
+    return [left[begin:end, :rows].T @ right[begin:end, :columns] for (begin, end), rows, columns in sizes]
 
 
-def _parts(rows: Tensor, ends: Tensor) -> list[Tensor]:
-    """The rows of each group; reading the numbers back costs nothing on the CPU."""
-    bounds = [0, *ends.tolist()]
-    return [rows[begin:end] for begin, end in pairwise(bounds)]
+def _bounds(ends: Tensor) -> list[tuple[int, int]]:
+    """First row and end of each group; reading numbers back costs nothing on the CPU."""
+    return list(pairwise([0, *ends.tolist()]))
 
 
-@product_operator.register_kernel("cuda")
-def _(rows: Tensor, weights: list[Tensor], ends: Tensor, num_out: int, transposed: bool) -> Tensor:
+@torch.library.impl("modelforge::grouped_product", "cuda")
+def product_on_gpu(
+    rows: Tensor, weights: list[Tensor], biases: list[Tensor], ends: Tensor, num_out: int, transposed: bool
+) -> Tensor:
+    """The same without reading `ends` back."""
     result = rows.new_zeros(rows.shape[0], num_out)
-    for weight, is_member in zip(weights, _members(rows, ends), strict=True):
-        matrix = weight if transposed else weight.T
+    for group, is_member in enumerate(_members(rows, ends)):
+        matrix = weights[group] if transposed else weights[group].T
         num_in, width = matrix.shape
         result[:, :width].addmm_(rows[:, :num_in] * is_member, matrix)
+        if biases:
+            result[:, :width].addcmul_(is_member, biases[group])
     return result
 
 
-@outer_operator.register_kernel("cuda")
-def _(left: Tensor, right: Tensor, ends: Tensor, num_left: list[int], num_right: list[int]) -> list[Tensor]:
-    parts = zip(_members(left, ends), num_left, num_right, strict=True)
-    return [(left[:, :rows] * is_member).T @ right[:, :columns] for is_member, rows, columns in parts]
+@torch.library.impl("modelforge::grouped_outer", "cuda")
+def outer_on_gpu(left: Tensor, right: Tensor, ends: Tensor, num_left: list[int], num_right: list[int]) -> list[Tensor]:
+    """The same without reading `ends` back."""
+    sizes = zip(_members(left, ends), num_left, num_right, strict=True)
+    return [(left[:, :rows] * is_member).T @ right[:, :columns] for is_member, rows, columns in sizes]
 
 
 def _members(rows: Tensor, ends: Tensor) -> list[Tensor]:
@@ -194,11 +216,18 @@ def _members(rows: Tensor, ends: Tensor) -> list[Tensor]:
     return list(is_member.to(rows.dtype)[:, :, None].unbind())
 
 
-@product_operator.register_fake
-def _(rows: Tensor, weights: list[Tensor], ends: Tensor, num_out: int, transposed: bool) -> Tensor:  # noqa: ARG001
+@torch.library.register_fake("modelforge::grouped_product")  # type: ignore[untyped-decorator]
+def _(
+    rows: Tensor,
+    weights: list[Tensor],  # noqa: ARG001
+    biases: list[Tensor],  # noqa: ARG001
+    ends: Tensor,  # noqa: ARG001
+    num_out: int,
+    transposed: bool,  # noqa: ARG001
+) -> Tensor:
     return rows.new_empty(rows.shape[0], num_out)
 
 
-@outer_operator.register_fake
+@torch.library.register_fake("modelforge::grouped_outer")  # type: ignore[untyped-decorator]
 def _(left: Tensor, right: Tensor, ends: Tensor, num_left: list[int], num_right: list[int]) -> list[Tensor]:  # noqa: ARG001
     return [left.new_empty(rows, columns) for rows, columns in zip(num_left, num_right, strict=True)]

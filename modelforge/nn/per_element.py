@@ -52,6 +52,7 @@ class ElementNetworks(nn.Module):
         x = sorted_by_group(features, groups)
         for layer in layers[:-1]:
             x = self.activation(_apply(layer, x, groups))
+        x = x.to(features.dtype)
         with torch.autocast(features.device.type, enabled=False):
             energies = _apply(layers[-1], x, groups)
         return back_in_place(energies, groups)[:, 0], back_in_place(x, groups)

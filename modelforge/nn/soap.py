@@ -1,6 +1,6 @@
 """SOAP: the neighbourhood of an atom as a smooth density, expanded, and squared so that rotations change nothing.
 
-    rho_Z(r) = sum_j exp(-|r - r_ij|^2 / (2 sigma^2)) f_c(d_ij),  j the neighbours of element Z, and the atom itself with f_c = 1
+    rho_Z(r) = sum_j exp(-|r - r_ij|^2 / (2 sigma^2)) f_c(d_ij),  j the neighbours of element Z, and itself with f_c = 1
     c_Znlm   = int g_nl(r) Y_lm(r) rho_Z(r) dr = sum_j F_nl(d_ij) Y_lm(u_ij) f_c(d_ij)
     p_Z1n1Z2n2l = pi sqrt(8 / (2l + 1)) sum_m c_Z1n1lm c_Z2n2lm
 
@@ -24,8 +24,8 @@ from modelforge.nn.cutoffs import cosine_cutoff
 from modelforge.nn.soap_radial import SOAPBasisName, radial_series
 from modelforge.nn.spherical_harmonics import SphericalHarmonics
 
-NUM_CLUSTERS, NUM_SITES = 8, 5  # of random structures, and of a cluster along each axis
-SPACING, SHAKE = 1.6, 0.6  # of the sites, angstrom
+CLUSTERS_PER_ELEMENT, NUM_ELEMENTS = 3, 4  # of random structures; elements of each
+NUM_SITES, SPACING, SHAKE = 4, 1.6, 0.6  # along each axis, the rest in angstrom
 
 
 class SOAP(nn.Module):
@@ -109,7 +109,7 @@ class SOAP(nn.Module):
         own = self.column[graph.atomic_numbers]  # (N,)
         per_edge = self._of_edges(graph.edge_vectors)  # (E, n (l_max + 1)^2)
         sums = sum_over_classes(per_edge, own, graph, num_classes=num_elements)  # (N, Z, n (l_max + 1)^2)
-        blocks = sums.split([self.num_radial * (2 * degree + 1) for degree in degrees], dim=2)
+        blocks = torch.split(sums, [self.num_radial * (2 * degree + 1) for degree in degrees], dim=2)
         is_own = own[:, None] == torch.arange(num_elements, device=own.device)  # (N, Z)
         centre = is_own.to(sums.dtype)[:, :, None] * self.centre.to(sums.dtype)  # (N, Z, n)
         expansion = [
@@ -124,7 +124,7 @@ class SOAP(nn.Module):
         harmonics = self.harmonics(vectors / distance[:, None])  # (E, (l_max + 1)^2)
         if self.cutoff is not None:
             harmonics = harmonics * cosine_cutoff(distance, self.cutoff)[:, None]
-        by_degree = harmonics.split([2 * degree + 1 for degree in range(self.l_max + 1)], dim=1)
+        by_degree = torch.split(harmonics, [2 * degree + 1 for degree in range(self.l_max + 1)], dim=1)
         radial = self._radial(distance)
         return torch.cat([(r[:, :, None] * y[:, None, :]).flatten(1) for r, y in zip(radial, by_degree, strict=True)], dim=1)
 
@@ -132,10 +132,10 @@ class SOAP(nn.Module):
         """F_nl(d) of each degree, L x (E, n)."""
         steps = torch.arange(self.even.shape[0], device=distance.device, dtype=distance.dtype) * (math.pi / self.length)
         phases = distance[:, None] * steps  # (E, K)
-        even = (phases.cos() @ self.even.to(distance.dtype)).split(self.num_radial, dim=1)
+        even = torch.split(phases.cos() @ self.even.to(distance.dtype), self.num_radial, dim=1)
         if self.l_max == 0:
             return list(even)
-        odd = (phases.sin() @ self.odd.to(distance.dtype)).split(self.num_radial, dim=1)
+        odd = torch.split(phases.sin() @ self.odd.to(distance.dtype), self.num_radial, dim=1)
         return [(odd if degree % 2 else even)[degree // 2] for degree in range(self.l_max + 1)]
 
 
@@ -174,24 +174,31 @@ class _Mirrored(torch.autograd.Function):
 
 
 def random_structures(elements: Sequence[int], *, cutoff: float) -> AtomicGraph:
-    """Atoms at random, as dense as in molecules, always the same; without what a descriptor does not need. In float64."""
+    """Clusters of random atoms, as dense as in molecules and of at most four elements each; always the same, in float64.
+
+    They come without what a descriptor does not need.
+    """
     generator = torch.Generator().manual_seed(0)
-    site = torch.arange(NUM_SITES, dtype=torch.float64) * SPACING
-    lattice = torch.cartesian_prod(site, site, site)  # (sites, 3)
-    receivers, senders, vectors, numbers = [], [], [], []
-    num_atoms = 0
-    for _ in range(NUM_CLUSTERS):
-        is_taken = torch.rand(len(lattice), generator=generator) < 0.5
-        shifts = torch.rand(lattice.shape, generator=generator, dtype=torch.float64) - 0.5
-        positions = (lattice + SHAKE * shifts)[is_taken]  # (A, 3)
+    numbers, edge_index, vectors, num_atoms = [], [], [], 0
+    for cluster in range(CLUSTERS_PER_ELEMENT * len(elements)):
+        positions = _cluster(generator)
         difference = positions - positions[:, None]  # (A, A, 3) from the first to the second
         distance = difference.norm(dim=2)
-        receiver, sender = torch.nonzero((distance < cutoff) & (distance > 0), as_tuple=True)
-        receivers.append(receiver + num_atoms)
-        senders.append(sender + num_atoms)
-        vectors.append(difference[receiver, sender])
-        numbers.append(torch.tensor(elements)[torch.randint(len(elements), (len(positions),), generator=generator)])
+        edges = torch.nonzero((distance < cutoff) & (distance > 0)).T  # (2, E)
+        others = torch.randperm(len(elements), generator=generator)[: NUM_ELEMENTS - 1]
+        chosen = torch.tensor(elements)[torch.cat([torch.tensor([cluster % len(elements)]), others])]
+        numbers.append(chosen[torch.randint(len(chosen), (len(positions),), generator=generator)])
+        vectors.append(difference[edges[0], edges[1]])
+        edge_index.append(edges + num_atoms)
         num_atoms += len(positions)
-    edge_index = torch.stack([torch.cat(receivers), torch.cat(senders)])
     rest = [ABSENT] * (len(fields(AtomicGraph)) - 3)
-    return AtomicGraph(torch.cat(numbers), edge_index, torch.cat(vectors), *rest)
+    return AtomicGraph(torch.cat(numbers), torch.cat(edge_index, dim=1), torch.cat(vectors), *rest)
+
+
+def _cluster(generator: torch.Generator) -> Tensor:
+    """Atoms on half of the sites of a shaken lattice, (A, 3)."""
+    site = torch.arange(NUM_SITES, dtype=torch.float64) * SPACING
+    lattice = torch.cartesian_prod(site, site, site)
+    is_taken = torch.rand(len(lattice), generator=generator) < 0.5
+    shifts = torch.rand(lattice.shape, generator=generator, dtype=torch.float64) - 0.5
+    return (lattice + SHAKE * shifts)[is_taken]

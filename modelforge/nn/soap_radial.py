@@ -34,9 +34,7 @@ class RadialSeries:
     at_zero: Floats  # (n,) F_n0(0); the others are 0 there
 
 
-def radial_series(
-    name: SOAPBasisName, *, num_radial: int, l_max: int, cutoff: float, gaussian_width: float
-) -> RadialSeries:
+def radial_series(name: SOAPBasisName, *, num_radial: int, l_max: int, cutoff: float, gaussian_width: float) -> RadialSeries:
     """The series of a basis that reaches up to `cutoff`, for Gaussians of this standard deviation, in angstrom."""
     functions = {"gto": gto_functions, "polynomial": polynomial_functions}[name]
     slowest = cutoff**2 / np.log(1e3) + 2.0 * gaussian_width**2  # squared decay length of the widest function of "gto"

@@ -38,7 +38,7 @@ class SphericalHarmonics(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """(E, 3) -> (E, (l_max + 1)^2)."""
-        y, z, x = vectors.split(1, dim=1)  # the usual names: z is polar
+        y, z, x = vectors.chunk(3, dim=1)  # the usual names: z is polar
         square = vectors.square().sum(dim=1, keepdim=True)
         degrees = [torch.full_like(x, self.first)]
         for degree in range(self.l_max):

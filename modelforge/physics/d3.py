@@ -112,19 +112,19 @@ def _given_weights(
     towards = torch.einsum("ia,ikab->ikb", weights, table[element])  # (N, K, R) C6 towards the references of each element
     leaf = towards.detach().requires_grad_()
     by_leaf, by_weights = torch.zeros_like(leaf), torch.zeros_like(weights)
-    energies, slopes = [], []
-    for first, second, some in zip(*(x.split(PAIRS_AT_ONCE) for x in (pairs.first, pairs.second, distances)), strict=True):
-        some = some.detach().requires_grad_()
+    energies, slopes = torch.empty_like(distances), torch.empty_like(distances)
+    for begin in range(0, len(distances), PAIRS_AT_ONCE):
+        part = slice(begin, begin + PAIRS_AT_ONCE)
+        first, second, some = pairs.first[part], pairs.second[part], distances[part].clone().requires_grad_()
         c6 = (leaf[first, element[second]] * weights[second]).sum(1)
         ratio = 3 * tables.root_of_moments[numbers[first]] * tables.root_of_moments[numbers[second]]
-        parts = damped(some, c6, ratio, damping)
-        slope, *sums = torch.autograd.grad(parts.sum(), (some, leaf, weights))
-        energies.append(parts.detach())
-        slopes.append(slope)
-        by_leaf += sums[0]
-        by_weights += sums[1]
+        found = damped(some, c6, ratio, damping)
+        slopes[part], part_by_leaf, part_by_weights = torch.autograd.grad(found.sum(), (some, leaf, weights))
+        energies[part] = found.detach()
+        by_leaf += part_by_leaf
+        by_weights += part_by_weights
     (through_leaf,) = torch.autograd.grad(towards, weights, by_leaf)
-    return torch.cat(energies), torch.cat(slopes), by_weights + through_leaf
+    return energies, slopes, by_weights + through_leaf
 
 
 def damped(distances: Tensor, c6: Tensor, ratio: Tensor, damping: Damping) -> Tensor:
@@ -138,7 +138,7 @@ def _with_three_body(
     two: FixedEnergy, structures: Arrangements, numbers: Tensor, damping: Damping, *, scale: float
 ) -> FixedEnergy:
     """With the term of all triples of each molecule, which is the library's."""
-    from tad_dftd3 import dftd3
+    from tad_dftd3.disp import dftd3
 
     given = {"s6": 0.0, "s8": 0.0, "s9": scale, "a1": damping.a1, "a2": damping.a2}
     parameters = {name: torch.tensor(value, dtype=torch.float64) for name, value in given.items()}

@@ -11,6 +11,7 @@ from modelforge.physics.pairs import Arrangements, FixedEnergy
 from modelforge.physics.repulsion import ZBL, NoRepulsion, RepulsionSection, repulsion_of
 from modelforge.section import Section
 
+NO_REPULSION, NO_DISPERSION = NoRepulsion(), NoDispersion()
 VERSION = 1  # of the rules by which they are computed
 ATOMS_AT_A_TIME = 2_000  # so few that their pairs stay in the cache
 
@@ -19,8 +20,8 @@ ATOMS_AT_A_TIME = 2_000  # so few that their pairs stay in the cache
 class FixedTerms:
     """The energies that a potential has besides its network."""
 
-    repulsion: RepulsionSection = NoRepulsion()
-    dispersion: DispersionSection = NoDispersion()
+    repulsion: RepulsionSection = NO_REPULSION
+    dispersion: DispersionSection = NO_DISPERSION
 
     @property
     def is_empty(self) -> bool:

@@ -4,10 +4,14 @@ from typing import Annotated
 
 from pydantic import Field
 
+from modelforge.potentials.aimnet2 import AIMNet2Section
 from modelforge.potentials.ani import ANISection
 from modelforge.potentials.painn import PaiNNSection
+from modelforge.potentials.physnet import PhysNetSection
 from modelforge.potentials.sake import SAKESection
 from modelforge.potentials.schnet import SchNetSection
+from modelforge.potentials.soap import SOAPSection
+from modelforge.potentials.soap_krr import SOAPKernelSection
 from modelforge.potentials.tensornet import TensorNetSection
 
-PotentialSection = Annotated[ANISection | PaiNNSection | SAKESection | SchNetSection | TensorNetSection, Field(discriminator="name")]
+PotentialSection = Annotated[AIMNet2Section | ANISection | PaiNNSection | PhysNetSection | SAKESection | SchNetSection | SOAPKernelSection | SOAPSection | TensorNetSection, Field(discriminator="name")]

@@ -182,7 +182,19 @@ def angular_terms(cosine: Tensor, mean_distance: Tensor, envelopes: Tensor, sect
     of_angle = (section.zeta * nearness.log()).exp() * (2.0 * envelopes[:, None])
     options = (section.first_shift, section.angular_cutoff, section.num_shells)
     of_distance = gaussians(mean_distance, *options, eta=section.angular_eta)  # (M, A)
-    return (of_distance[:, :, None] * of_angle[:, None]).flatten(1)
+    return outer_products(of_distance, of_angle)
+
+
+def outer_products(x: Tensor, y: Tensor) -> Tensor:
+    """x_a y_t of each row, (M, A), (M, T) -> (M, A T).
+
+    Both are first repeated by a product with zeros and ones. The derivatives then have products of matrices where those of a
+    broadcast product have sums over a few numbers each, which take several times as long.
+    """
+    num_x, num_y = x.shape[1], y.shape[1]
+    with torch.autocast(x.device.type, enabled=False):
+        repeated = x @ torch.eye(num_x, dtype=x.dtype, device=x.device).repeat_interleave(num_y, dim=1)
+        return repeated * (y @ torch.eye(num_y, dtype=y.dtype, device=y.device).repeat(1, num_x))
 
 
 def gaussians(distance: Tensor, begin: float, end: float, num: int, *, eta: float) -> Tensor:

@@ -59,6 +59,11 @@ class PotentialFields(Section):
         """The energies that need no learning: taken off the labels, added to predictions."""
         return FixedTerms(self.repulsion, self.dispersion)
 
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether the weights are the solution of linear equations, so that nothing is trained in steps."""
+        return False
+
     def build(self, elements: Sequence[int]) -> "Potential":
         """A network with random weights for these elements."""
         raise NotImplementedError

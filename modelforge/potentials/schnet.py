@@ -2,7 +2,7 @@
 
     y_i = sum_j (W_in x_j) * w(d_ij),   w(d) = MLP(radial(d)) f_c(d),   x_i <- x_i + MLP(y_i)
 
-The network and its readout follow SchNetPack, whose weights it reproduces. N atoms, E edges, F features, C filters.
+The network and its readout follow SchNetPack, whose weights it reproduces. N atoms, P pairs, F features, C filters.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from modelforge.atoms.graph import AtomicGraph
-from modelforge.atoms.sums import at_senders, sum_over_edges
 from modelforge.nn.cutoffs import cosine_cutoff
 from modelforge.nn.layers import ElementEmbedding, ShiftedSoftplus, dense, two_layers, without_autocast
+from modelforge.nn.neighbour_sums import sum_over_neighbours
+from modelforge.nn.pairs import Pairs, mean_of_pair, pairs_of
 from modelforge.nn.radial import RadialBasisName, radial_basis
 from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
 from modelforge.section import Count, Length
@@ -50,11 +51,12 @@ class Interaction(nn.Module):
         self.features_in = dense(num_features, num_filters, bias=False)
         self.features_out = two_layers(num_filters, num_features, num_features, ShiftedSoftplus)
 
-    def forward(self, features: Tensor, radial: Tensor, envelope: Tensor, graph: AtomicGraph) -> Tensor:
+    def forward(self, features: Tensor, radial: Tensor, envelope: Tensor, pairs: Pairs, graph: AtomicGraph) -> Tensor:
         """Change of the features, (N, F)."""
-        filters = self.filter_network(radial) * envelope  # (E, C)
-        messages = at_senders(self.features_in(features), graph) * filters  # (E, C)
-        update: Tensor = self.features_out(sum_over_edges(messages, graph))
+        filters = self.filter_network(radial) * envelope  # (P, C)
+        incoming = self.features_in(features).to(features.dtype)  # (N, C), in half precision no longer: sums follow
+        messages = sum_over_neighbours(filters[:, None], incoming[:, None], pairs, graph)[:, 0]  # (N, C)
+        update: Tensor = self.features_out(messages)
         return update
 
 
@@ -78,10 +80,11 @@ class SchNet(Potential):
 
     def forward(self, graph: AtomicGraph) -> AtomicOutputs:
         """Atomic energies and features."""
-        distance = graph.edge_vectors.norm(dim=1)  # (E,)
-        radial = self.radial_basis(distance)  # (E, K)
-        envelope = cosine_cutoff(distance, self.cutoff)[:, None]  # (E, 1)
+        pairs = pairs_of(graph.reverse_edge)
+        distance = mean_of_pair(graph.edge_vectors.norm(dim=1), pairs)  # (P,)
+        radial = self.radial_basis(distance)  # (P, K)
+        envelope = cosine_cutoff(distance, self.cutoff)[:, None]  # (P, 1)
         features = self.embedding(graph)  # (N, F)
         for interaction in self.interactions:
-            features = features + interaction(features, radial, envelope, graph)
+            features = features + interaction(features, radial, envelope, pairs, graph)
         return AtomicOutputs.of(without_autocast(self.readout, features, dtype=distance.dtype)[:, 0], features)

@@ -1,16 +1,19 @@
 """SOAP network: the power spectrum of the neighbourhood of each atom, and a dense network for each element.
 
-    e_i = MLP_Z(i)((p_i / |p_i| - m_Z) / s_Z)
+    e_i = MLP_Z(i)(sqrt(64/F) (p_i / |p_i| - m_Z) / s_Z)
 
 The descriptor p is that of `nn/soap.py` (Bartok, Kondor, Csanyi, Phys. Rev. B 87, 184115, 2013), the networks are as those of
 Behler and Parrinello (Phys. Rev. Lett. 98, 146401, 2007). Means m and deviations s, of each feature for each element of the
-atom itself, are those of random structures: all features then begin with values of about 1. N atoms, F features, Z elements.
+atom itself, are those of random structures: all features then begin with values of about 1, and with the factor before them
+a step of the optimizer changes a network with many of them no more than one with 64. N atoms, F features, Z elements.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from modelforge.atoms.graph import AtomicGraph
@@ -25,6 +28,7 @@ from modelforge.section import Count, CountOrZero, Length
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "tanh": nn.Tanh, "shifted_softplus": ShiftedSoftplus}
 MOST_FEATURES = 50_000
 NUM_STATE_FEATURES = 16  # that tell charge and spin
+USUAL_WIDTH = 64  # inputs of a layer that the usual learning rates are made for
 SMALLEST_DEVIATION = 1e-3  # of a feature, relative to the largest: smaller ones are rounding
 
 
@@ -33,8 +37,8 @@ class SOAPFields(PotentialFields):
 
     cutoff: Length = 5.0
     """Distance beyond which atoms do not see each other; their weight falls to zero as a cosine."""
-    num_radial: Count = 6
-    """Radial functions (n_max)."""
+    num_radial: Annotated[int, Field(ge=1, le=10, strict=True)] = 6
+    """Radial functions (n_max); more than ten are too much alike for the digits that there are."""
     l_max: CountOrZero = 4
     """Highest degree of the spherical harmonics."""
     gaussian_width: Length = 0.5
@@ -84,7 +88,7 @@ class SOAPNetwork(Potential):
     """The network of the module's docstring."""
 
     mean: Tensor  # (Z, F)
-    deviation: Tensor  # (Z, F)
+    deviation: Tensor  # (Z, F) times sqrt(F/64)
 
     def __init__(self, section: SOAPSection, elements: Sequence[int]) -> None:
         super().__init__(section, elements=elements, num_scalars=section.num_features)
@@ -134,4 +138,4 @@ class SOAPNetwork(Potential):
         mean = torch.stack([rows.mean(dim=0) for rows in of_element])
         variance = torch.stack([rows.var(dim=0) for rows in of_element])
         smallest = SMALLEST_DEVIATION**2 * variance.amax(dim=1, keepdim=True)
-        return mean, (variance + smallest).sqrt()
+        return mean, (variance + smallest).sqrt() * math.sqrt(features.shape[1] / USUAL_WIDTH)

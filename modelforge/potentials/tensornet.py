@@ -14,11 +14,10 @@ TorchMD-Net's weights. N atoms, E edges, P pairs, F features, K radial functions
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from modelforge.atoms.graph import AtomicGraph
@@ -26,6 +25,7 @@ from modelforge.atoms.sums import at_receivers, at_senders, sum_over_edges
 from modelforge.nn.cutoffs import cosine_cutoff
 from modelforge.nn.layers import ElementEmbedding, ShiftedSoftplus, dense, without_autocast
 from modelforge.nn.matrix_products import anticommutator, square
+from modelforge.nn.neighbour_sums import sum_over_neighbours
 from modelforge.nn.pairs import Pairs, at_both_edges, mean_of_pair, pairs_of
 from modelforge.nn.radial import ExpNormalBasis
 from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
@@ -146,7 +146,7 @@ class Interaction(nn.Module):
         x = normalized(x)
         y = self.mixing_before(x)
         own = y * for_components(radial.own_filters(self.filters))
-        messages = own + sum_over_neighbours(radial.filters(self.filters), y, radial.pairs, graph)
+        messages = own + sum_over_neighbours(radial.filters(self.filters), y, radial.pairs, graph, parts=PARTS)
         product = anticommutator(matrices(messages, components), matrices(y, components))
         change: Tensor = self.mixing_after(normalized(components_of(product, components)))
         return x + change + components_of(square(matrices(change, components)), components)
@@ -245,57 +245,3 @@ def squared_norm(x: Tensor) -> Tensor:
 def normalized(x: Tensor) -> Tensor:
     """X / (|X|^2 + 1)."""
     return x / (squared_norm(x) + 1.0)
-
-
-# Messages. Filters are those of pairs, the same in both directions: so a sum over neighbours is a symmetric operator, which
-# is its own transpose, and its two derivatives are such a sum and a product. Nothing of the size of the edges is kept.
-
-
-def sum_over_neighbours(filters: Tensor, x: Tensor, pairs: Pairs, graph: AtomicGraph) -> Tensor:
-    """sum_j f_ij X_j, a filter for each part; (P, 3, F) and (N, C, F) -> (N, C, F)."""
-    return cast(Tensor, _SumOverNeighbours.apply(filters, x, pairs, graph))  # type: ignore[no-untyped-call]
-
-
-def products_of_pairs(x: Tensor, y: Tensor, pairs: Pairs, graph: AtomicGraph) -> Tensor:
-    """<X_i, Y_j> + <X_j, Y_i> of each part, the slope of <X, sum_j f_ij Y_j> by f; 2 x (N, C, F) -> (P, 3, F)."""
-    return cast(Tensor, _ProductsOfPairs.apply(x, y, pairs, graph))  # type: ignore[no-untyped-call]
-
-
-class _SumOverNeighbours(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, filters: Tensor, x: Tensor, pairs: Pairs, graph: AtomicGraph) -> Tensor:
-        ctx.save_for_backward(filters, x)
-        ctx.edges = (pairs, graph)  # type: ignore[attr-defined]
-        sums = []
-        for part, weights in zip(parts_of(x), filters.unbind(dim=1), strict=True):
-            weights_of_edges = weights.index_select(0, pairs.of_edge)[:, None]  # (E, 1, F)
-            sums.append(sum_over_edges(part.index_select(0, graph.senders).mul_(weights_of_edges), graph))
-        return torch.cat(sums, dim=1)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        filters, x = ctx.saved_tensors  # type: ignore[attr-defined]
-        pairs, graph = ctx.edges  # type: ignore[attr-defined]
-        by_filters = products_of_pairs(gradients[0], x, pairs, graph)
-        return by_filters, sum_over_neighbours(filters, gradients[0], pairs, graph), None, None
-
-
-class _ProductsOfPairs(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, y: Tensor, pairs: Pairs, graph: AtomicGraph) -> Tensor:
-        ctx.save_for_backward(x, y)
-        ctx.edges = (pairs, graph)  # type: ignore[attr-defined]
-        i, j = graph.receivers[pairs.first], graph.senders[pairs.first]
-        products = []
-        for a, b in zip(parts_of(x), parts_of(y), strict=True):
-            one_way = a.index_select(0, i).mul_(b.index_select(0, j))  # (P, ., F)
-            other_way = a.index_select(0, j).mul_(b.index_select(0, i))
-            products.append(one_way.add_(other_way).sum(dim=1, keepdim=True))
-        return torch.cat(products, dim=1)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, y = ctx.saved_tensors  # type: ignore[attr-defined]
-        pairs, graph = ctx.edges  # type: ignore[attr-defined]
-        by_x, by_y = (sum_over_neighbours(gradients[0], other, pairs, graph) for other in (y, x))
-        return by_x, by_y, None, None

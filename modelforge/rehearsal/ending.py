@@ -37,6 +37,7 @@ from modelforge.training.task import TaskState
 
 CHECKPOINTS = 4  # last, previous, best, and one that is being written
 BYTES_PER_ATOM, BYTES_PER_STRUCTURE = 180, 800  # of predictions with energy, forces and stress: 178 and 748 at most, measured
+BYTES_OF_CHARGE, BYTES_OF_MOMENTS = 50, 700  # per atom and per structure, of a potential with charges
 
 
 def write_checkpoint(run: Rehearsal, model: EnergyModel, optimizer: Optimizer) -> str:
@@ -82,7 +83,7 @@ def tested_few(run: Rehearsal) -> dict[str, Any]:
 def write_report(run: Rehearsal, metrics: dict[str, Any]) -> None:
     """Results and table of these errors."""
     for name, (structures, members) in _few(run).evaluated_sets().items():
-        _refuse_no_numbers(name, structures.take(members), metrics[name])
+        _refuse_no_numbers(name, structures.take(members), metrics[name], has_energies=run.trained.has_energies)
     results = {"weights": run.trained.weights, "data": data_report(run.data), "metrics": metrics}
     try:
         write_text(_folder(run).results, json.dumps(results, indent=2))
@@ -145,9 +146,9 @@ def _largest_batch(structures: Structures, members: Integers, *, size: int) -> I
     return members[first : first + size]
 
 
-def _refuse_no_numbers(name: str, structures: Structures, found: dict[str, Any]) -> None:
+def _refuse_no_numbers(name: str, structures: Structures, found: dict[str, Any], *, has_energies: bool) -> None:
     """Errors leave out predictions that are not finite: there must be as many as labels."""
-    num_labels = int(structures.has_energy.sum()), int(np.isfinite(structures.forces).sum())
+    num_labels = int(structures.has_energy.sum()) * has_energies, int(np.isfinite(structures.forces).sum())
     if (found["num_energy_labels"], found["num_force_components"]) != num_labels:
         raise no_number(f"dataset: the set {name!r} (such as {structures.place(0)})")
 
@@ -157,10 +158,13 @@ def _refuse_full_disk(run: Rehearsal, model: EnergyModel, checkpoint: Checkpoint
     sets = run.data.evaluated_sets().values()
     num_atoms = sum(int(structures.num_atoms[members].sum()) for structures, members in sets)
     num_structures = sum(len(members) for _, members in sets)
+    per_atom, per_structure = BYTES_PER_ATOM, BYTES_PER_STRUCTURE
+    if model.has_charges:
+        per_atom, per_structure = per_atom + BYTES_OF_CHARGE, per_structure + BYTES_OF_MOMENTS
     parts = {
         "checkpoints": CHECKPOINTS * sum(leaf.nbytes for leaf in tree_leaves(checkpoint) if isinstance(leaf, Tensor)),
         "potential": len(checkpoint["best"]) * sum(tensor.nbytes for tensor in model.state_dict().values()),
-        "predictions": BYTES_PER_ATOM * num_atoms + BYTES_PER_STRUCTURE * num_structures,
+        "predictions": per_atom * num_atoms + per_structure * num_structures,
     }
     folder = run.folder.path.resolve()
     written = sum(path.stat().st_size for path in folder.glob("checkpoints/*.ckpt"))

@@ -60,7 +60,7 @@ def validate_heaviest(run: Rehearsal, model: EnergyModel) -> ErrorSums:
         wrong[batch.graph.structure_index[~prediction.forces.isfinite().all(dim=1)]] = True
     if wrong.any():
         raise no_number(run.places("validation", wrong.nonzero().flatten().cpu()))
-    sums = ErrorSums(len(run.data.structures.subset_names)).to(run.device)
+    sums = ErrorSums(len(run.data.structures.subset_names), has_charges=model.has_charges).to(run.device)
     sums.update(prediction, batch)
     return sums
 

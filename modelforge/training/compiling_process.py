@@ -35,6 +35,7 @@ class Job(TypedDict):
     elements: list[int]
     loss: str  # its section, JSON
     weights: dict[str, Tensor]  # of the model, buffers too
+    frozen: list[str]  # those that are not trained
     dtype: torch.dtype
     graph: tuple[Tensor, ...]  # fields of the batch's graph, of its labels, and its own further ones
     labels: tuple[Tensor, ...]
@@ -102,6 +103,7 @@ def _job_of(model: EnergyModel, loss: LossSection, batch: Batch, scales: Tensor)
         elements=list(model.potential.elements),
         loss=loss.model_dump_json(),
         weights=dict(model.state_dict()),
+        frozen=[name for name, weight in model.named_parameters() if not weight.requires_grad],
         dtype=model.scale.dtype,
         graph=tensors_of(batch.graph),
         labels=tensors_of(batch.labels),
@@ -118,6 +120,8 @@ def _model_of(job: Job) -> EnergyModel:
     potential = _potentials.validate_json(job["potential"]).build(job["elements"])
     model = EnergyModel(potential).to(job["dtype"])
     model.load_state_dict(job["weights"])
+    for name in job["frozen"]:
+        model.get_parameter(name).requires_grad_(False)
     return model
 
 

@@ -209,6 +209,9 @@ def errors_in_words(name: str, errors: Errors) -> str:
         ("F", errors["forces_rmse_mev_per_angstrom"], "meV/A"),
         ("E", errors["energy_rmse_mev_per_atom"], "meV/atom"),
         ("S", errors["stress_rmse_mev_per_angstrom3"], "meV/A^3"),
+        ("D", errors["dipole_rmse_me_angstrom"], "me A"),
+        ("Q", errors["quadrupole_rmse_me_angstrom2"], "me A^2"),
+        ("q", errors["partial_charges_rmse_me"], "me"),
     )
     return f"{name} RMSE " + " ".join(f"{label} {value:.4g} {unit}" for label, value, unit in shown if value is not None)
 

@@ -25,6 +25,8 @@ def second_stage_due(section: TrainingSection, progress: Progress, task: Trainin
 
 def length_reached(section: TrainingSection, task: TrainingTask) -> str:
     """The reason of a run that ends because it is as long as it was to be."""
+    if not task.total_steps:
+        return "solved in closed form"
     has_all_steps = section.max_steps is not None and task.optimizer_steps >= section.max_steps
     return "max_steps reached" if has_all_steps else "max_epochs reached"
 

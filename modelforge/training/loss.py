@@ -80,6 +80,11 @@ TERMS_OF_CHARGES = TERMS[3:]
 ENERGIES, FORCE_STRUCTURES, FORCE_COMPONENTS, STRESS_COMPONENTS, DIPOLES, QUADRUPOLES, CHARGES = range(len(LABEL_COUNTS))
 
 
+def trains_energies(section: LossSection, *, is_conservative: bool) -> bool:
+    """Whether energies come to mean something: forces train them too where they are derivatives."""
+    return is_conservative or section.energy_weight > 0
+
+
 def weights_of(section: LossSection) -> dict[str, float]:
     """The largest weight that each term ever has, of those that are trained on."""
     weights = {
@@ -96,14 +101,8 @@ def term_sums(
     `weight` (S,) multiplies what each structure gives to the numerators; 1 by default.
     """
     weight = torch.ones_like(labels.energy) if weight is None else weight
-    terms = {
-        "energy": _energy_sums,
-        "forces": _forces_sums,
-        "stress": _stress_sums,
-        "dipole": _dipole_sums,
-        "quadrupole": _quadrupole_sums,
-        "partial_charges": _charges_sums,
-    }
+    sums = (_energy_sums, _forces_sums, _stress_sums, _dipole_sums, _quadrupole_sums, _charges_sums)
+    terms = dict(zip(TERMS, sums, strict=True))
     return torch.stack([terms[name](section, prediction, labels, graph, weight) for name in weights_of(section)])
 
 
@@ -141,14 +140,12 @@ def _stress_sums(section: LossSection, prediction: Prediction, labels: Labels, g
     return _sums(_function(section, errors), known, weight[:, None, None])
 
 
-def _dipole_sums(section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor) -> Tensor:
+def _dipole_sums(section: LossSection, prediction: Prediction, labels: Labels, _: AtomicGraph, weight: Tensor) -> Tensor:
     errors, known = _masked(prediction.dipole, labels.dipole)
     return _sums(_function(section, errors), known, weight[:, None])
 
 
-def _quadrupole_sums(
-    section: LossSection, prediction: Prediction, labels: Labels, graph: AtomicGraph, weight: Tensor
-) -> Tensor:
+def _quadrupole_sums(section: LossSection, prediction: Prediction, labels: Labels, _: AtomicGraph, weight: Tensor) -> Tensor:
     errors, known = _masked(without_trace(prediction.quadrupole), without_trace(labels.quadrupole))
     return _sums(_function(section, errors), known, weight[:, None, None])
 

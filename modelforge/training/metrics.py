@@ -6,13 +6,14 @@ structures are batched or spread over processes.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 from torchmetrics import Metric
 
-from modelforge.atoms.graph import Batch, Prediction
+from modelforge.atoms.graph import AtomicGraph, Batch, Prediction
 from modelforge.atoms.self_energies import NUM_ATOMIC_NUMBERS
 from modelforge.training.loss import atoms_per_structure, without_trace
 
@@ -31,8 +32,10 @@ class ErrorSums(Metric):
     by_subset: Tensor  # (subsets, COLUMNS)
     by_element: Tensor  # (119, 3) forces of the atoms of each element
 
-    def __init__(self, num_subsets: int = 1, *, over_processes: bool = True) -> None:
+    def __init__(self, num_subsets: int = 1, *, has_charges: bool = False, over_processes: bool = True) -> None:
+        """`has_charges`: whether charges and their moments are predicted, whose errors cost as much as all others."""
         super().__init__(sync_on_compute=over_processes)
+        self.has_charges = has_charges
         sums = torch.zeros(num_subsets, COLUMNS, dtype=torch.float64)
         self.add_state("by_subset", sums, dist_reduce_fx="sum")
         self.add_state("by_element", torch.zeros(NUM_ATOMIC_NUMBERS, 3, dtype=torch.float64), dist_reduce_fx="sum")
@@ -43,26 +46,24 @@ class ErrorSums(Metric):
         labels, graph = batch.labels, batch.graph
         energy = prediction.energy.double() - labels.energy.double()
         forces = _sums(prediction.forces.double() - labels.forces.double())  # (N, 3)
-        charges = _sums((prediction.partial_charges.double() - labels.partial_charges.double())[:, None])  # (N, 3)
-        of_structures = (
-            energy[:, None],
-            (energy / atoms_per_structure(graph))[:, None],
-            (prediction.stress.double() - labels.stress.double()).flatten(1),
-            prediction.dipole.double() - labels.dipole.double(),
-            without_trace(prediction.quadrupole.double() - labels.quadrupole.double()).flatten(1),
-        )
-        energies, per_atom, stress, dipole, quadrupole = (_sums(differences) for differences in of_structures)
-        forces_of, charges_of = (
-            forces.new_zeros(len(energy), 3).index_add(0, graph.structure_index, of_atoms) for of_atoms in (forces, charges)
-        )
+        stress = _sums((prediction.stress.double() - labels.stress.double()).flatten(1))
+        per_atom = energy / atoms_per_structure(graph)
         count = (batch.indices >= 0).to(energy.dtype)[:, None]  # a stand-in of a process without a structure is none
-        rows = torch.cat([count, energies, per_atom, forces_of, stress, dipole, quadrupole, charges_of], dim=1)
-        self.by_subset.index_add_(0, batch.subset.clamp(max=len(self.by_subset) - 1), rows)
+        rows = [count, _sums(energy[:, None]), _sums(per_atom[:, None]), _over_atoms(forces, graph), stress]
+        rows += _charge_sums(prediction, batch) if self.has_charges else []
+        together = torch.cat(rows, dim=1)  # (S, COLUMNS), or the first of them
+        subset = batch.subset.clamp(max=len(self.by_subset) - 1)
+        self.by_subset[:, : together.shape[1]].index_add_(0, subset, together)
         self.by_element.index_add_(0, graph.atomic_numbers, forces)
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """The sums by subset and by element, over all processes."""
         return self.by_subset, self.by_element
+
+
+def without_energies(prediction: Prediction) -> Prediction:
+    """The prediction of a potential whose energies nothing has trained: not computed, so that nobody takes them for some."""
+    return replace(prediction, energy=torch.full_like(prediction.energy, torch.nan))
 
 
 def errors(sums: ErrorSums) -> Errors:
@@ -87,6 +88,20 @@ def _sums(differences: Tensor) -> Tensor:
     known = torch.isfinite(differences)
     values = torch.where(known, differences, torch.zeros_like(differences))
     return torch.stack([known.double().sum(1), values.abs().sum(1), values.square().sum(1)], dim=1)
+
+
+def _over_atoms(of_atoms: Tensor, graph: AtomicGraph) -> Tensor:
+    """Sums of the atoms of each structure, (N, 3) -> (S, 3)."""
+    return of_atoms.new_zeros(graph.num_structures, 3).index_add(0, graph.structure_index, of_atoms)
+
+
+def _charge_sums(prediction: Prediction, batch: Batch) -> list[Tensor]:
+    """Sums of dipole, quadrupole and partial charges, each (S, 3)."""
+    labels = batch.labels
+    dipole = prediction.dipole.double() - labels.dipole.double()
+    quadrupole = without_trace(prediction.quadrupole.double() - labels.quadrupole.double())
+    charges = prediction.partial_charges.double() - labels.partial_charges.double()
+    return [_sums(dipole), _sums(quadrupole.flatten(1)), _over_atoms(_sums(charges[:, None]), batch.graph)]
 
 
 def _errors_of(row: Sequence[float]) -> Errors:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from modelforge.section import Count, NonNegative, Section, SectionError
+from modelforge.section import Count, NonNegative, PathText, Section, SectionError
 from modelforge.training.clipping import ClippingSection, RunningNorm
 from modelforge.training.learning_rate import LearningRateSection, ReduceOnPlateau
 from modelforge.training.loss import TERMS, LossSection, weights_of
@@ -37,6 +37,10 @@ class EarlyStoppingSection(Section):
 class TrainingSection(Section):
     """How the potential is fitted: length of the run, batches, and the tables below."""
 
+    start_from: PathText | None = None
+    """Run folder or file of a potential whose weights the run starts from, for the same `[potential]`; else random ones."""
+    freeze: tuple[str, ...] = ()
+    """Modules or weights of the potential that are not trained, such as "embedding" or "interactions.0.*"."""
     max_epochs: Count = 500
     """Passes over the training set."""
     max_steps: Count | None = None
@@ -70,6 +74,12 @@ class TrainingSection(Section):
         if (self.max_edges or self.max_atoms) and "batch_size" in self.model_fields_set:
             budget = "max_edges" if self.max_edges else "max_atoms"
             raise SectionError(("batch_size", f"must not be given together with {budget}; remove one of them"))
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_weights_were_trained(self) -> "TrainingSection":
+        if self.freeze and self.start_from is None:
+            raise SectionError(("freeze", "has no use without start_from, as random weights would stay random; remove it"))
         return self
 
     @model_serializer(mode="wrap")

@@ -35,8 +35,8 @@ class CompiledStep:
         self.eager = EagerStep(model, loss)
         self.model = model
         self.failure: str | None = None  # what the compiler said if it failed, which it may do at any new size
-        self.parameters = list(model.parameters())
-        self._states = [weight.detach() for weight in self.parameters] + list(model.buffers())
+        self.parameters = [weight for weight in model.parameters() if weight.requires_grad]
+        self._states = list(_state_of(model).values())
         inputs = _inputs(sample)
         graph = _traced(self.eager, len(self.parameters), [*self._states, scales, *inputs], num_fixed=len(self._states) + 1)
         self._compiled = cast(Callable[..., list[Tensor]], torch.compile(graph, dynamic=None))
@@ -122,6 +122,12 @@ def _axis_that_varies(place: int) -> int | None:
     return None if place < 0 else AXIS_THAT_VARIES[place] if place < NUM_GRAPH_TENSORS else 0
 
 
+def _state_of(model: EnergyModel) -> dict[str, Tensor]:
+    """Weights that are trained, then those that are not, then buffers."""
+    weights = sorted(model.named_parameters(), key=lambda named: not named[1].requires_grad)  # keeps their order else
+    return {name: tensor.detach() for name, tensor in [*weights, *model.named_buffers()]}
+
+
 def _inputs(batch: Batch) -> list[Tensor]:
     return [*tensors_of(batch.graph), *tensors_of(batch.labels), batch.weight]
 
@@ -133,7 +139,7 @@ def _traced(eager: EagerStep, num_parameters: int, tensors: Sequence[Tensor], *,
     derivative (the recipe of NequIP and DeePMD-kit).
     """
     model = eager.model
-    names = [name for name, _ in model.named_parameters()] + [name for name, _ in model.named_buffers()]
+    names = list(_state_of(model))
 
     def step(*arguments: Tensor) -> list[Tensor]:
         state, (scales, *inputs) = arguments[: len(names)], arguments[len(names) :]

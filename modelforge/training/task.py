@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from modelforge.atoms.graph import Batch
+from modelforge.atoms.graph import Batch, Prediction
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.training.clipping import Clipping
 from modelforge.training.compilation import StepCompiler
 from modelforge.training.fault_record import FaultRecord
 from modelforge.training.learning_rate import LearningRate
-from modelforge.training.loss import term_counts, term_sums, weights_of
-from modelforge.training.metrics import ErrorSums
+from modelforge.training.loss import term_counts, term_sums, trains_energies, weights_of
+from modelforge.training.metrics import ErrorSums, without_energies
 from modelforge.training.optimizer import build_optimizer
 from modelforge.training.section import TrainingSection
 from modelforge.training.weight_average import WeightAverage
@@ -63,10 +63,12 @@ class TrainingTask(pl.LightningModule):
         self.scaled_gradients, self.num_processes, self.is_first_process = scaled_gradients, num_processes, is_first_process
         self.model, self.section, self.compiler = model, section, compiler
         self.loss = section.widest_loss
+        self.has_energies = trains_energies(self.loss, is_conservative=model.is_conservative)
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.steps = self.optimizer_steps = 0
         self.is_second_stage = False
-        self.training_errors, self.validation_errors = ErrorSums(), ErrorSums(num_subsets)
+        self.training_errors = ErrorSums(has_charges=model.has_charges)
+        self.validation_errors = ErrorSums(num_subsets, has_charges=model.has_charges)
         self.clip = Clipping(section.clipping)
         self._averaged = ExitStack()
         self._restored: TaskState | None = None
@@ -100,7 +102,7 @@ class TrainingTask(pl.LightningModule):
             self.faults.note_terms(self.steps, result.sums[:, 0])
             self.steps += 1
             self.training_sums += result.sums
-            self.training_errors.update(result.prediction, batch)
+            self.training_errors.update(self._measured(result.prediction), batch)
         return result.loss
 
     def scales(self, batch: Batch) -> Tensor:
@@ -187,8 +189,12 @@ class TrainingTask(pl.LightningModule):
         """Add up the errors of a batch."""
         loss = self.loss
         prediction = self.model(batch.graph, forces=loss.forces_weight > 0, stress=loss.stress_weight > 0)
-        self.validation_errors.update(prediction, batch)
+        self.validation_errors.update(self._measured(prediction), batch)
         self.validation_sums += term_sums(loss, prediction, batch.labels, batch.graph, batch.weight).detach().double()
+
+    def _measured(self, prediction: Prediction) -> Prediction:
+        """What errors are told of."""
+        return prediction if self.has_energies else without_energies(prediction)
 
     def on_validation_epoch_end(self) -> None:
         """Train on with the raw weights."""

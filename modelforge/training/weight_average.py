@@ -25,8 +25,9 @@ class WeightAverage:
         self.decay = decay
         self.num_updates = 0
         self.mean_of: int | None = None  # steps in a plain mean, once that has begun
-        self._names = [name for name, _ in model.named_parameters()]
-        self._raw = [weight.detach() for weight in model.parameters()]
+        trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self._names = list(trained)
+        self._raw = [weight.detach() for weight in trained.values()]
         self._kept: list[Tensor] | None = None  # the raw weights while the averaged ones are in their place
         self._average = [weight.clone() for weight in self._raw] if decay else self._raw
 

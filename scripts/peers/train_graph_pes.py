@@ -8,6 +8,9 @@ atom itself in its own messages), its envelopes and norms. Off: the progress bar
 improvement.
 """
 
+# mypy: allow-untyped-calls, disable-error-code="import-not-found"
+# because ase annotates only some of its functions, and the peer is in an environment of its own.
+
 import argparse
 import time
 import warnings
@@ -17,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from ase.io import read, write
+from ase.io import iread, write
 from graph_pes import AtomicGraph, GraphPESModel
 from graph_pes.config.training import FittingConfig, GeneralConfig, TorchConfig, TrainingConfig
 from graph_pes.data.datasets import DatasetCollection, file_dataset
@@ -27,9 +30,8 @@ from graph_pes.models.components.distances import DistanceExpansion
 from graph_pes.scripts.train import trainer_from_config
 from graph_pes.training.callbacks import SaveBestModel
 from graph_pes.training.loss import MSE, PerAtomEnergyLoss, PropertyLoss, TotalLoss
-from graph_pes.training.opt import Optimizer
 from graph_pes.training.tasks import TrainingTask, train_with_lightning
-from graph_pes.utils.nn import MLP, PerElementParameter, ShiftedSoftplus
+from graph_pes.utils.nn import MLP, PerElementParameter
 from measuring import Figures, fixed, options, time_passes, write_figures
 from torch import nn
 
@@ -46,7 +48,7 @@ class Clock(pl.Callback):
 
 def write_parts(data: Path, folder: Path, *, num_validation: int) -> None:
     """Two XYZ files, the last structures validate; energies from their mean on, as single precision would lose the rest."""
-    frames = read(data, index=":")
+    frames = list(iread(data))
     first = len(frames) - num_validation
     mean = np.mean([frame.get_potential_energy() for frame in frames[:first]])
     for frame in frames:

@@ -19,7 +19,7 @@ import pytorch_lightning as pl
 import schnetpack as spk
 import torch
 import torchmetrics
-from ase.io import read
+from ase.io import iread
 from measuring import Figures, fixed, options, time_passes, write_figures
 from schnetpack import transform
 from schnetpack.data import AtomsDataFormat, AtomsDataModule, create_dataset
@@ -40,7 +40,7 @@ class Clock(pl.Callback):
 
 def write_database(data: Path, folder: Path, *, num_validation: int) -> None:
     """An ASE database of an extended XYZ file, and its split: the last structures validate."""
-    frames = read(data, index=":")
+    frames = list(iread(data))
     database = create_dataset(str(folder / "data.db"), AtomsDataFormat.ASE, distance_unit="Ang", property_unit_dict=UNITS)
     labels = [{"energy": np.array([frame.get_potential_energy()]), "forces": np.array(frame.get_forces())} for frame in frames]
     for frame in frames:
@@ -112,7 +112,7 @@ def _output(name: str, *, weight: float) -> spk.task.ModelOutput:
 
 def passes(task: spk.task.AtomisticTask, data: AtomsDataModule, chosen: argparse.Namespace) -> list[float]:
     """The optimizer step alone, as in `AtomisticTask.training_step` without its metrics."""
-    (optimizer,), _ = task.configure_optimizers()
+    optimizer = task.optimizer_cls(params=task.parameters(), **task.optimizer_kwargs)
 
     def step(batch: dict[str, torch.Tensor]) -> None:
         targets = {output.target_property: batch[output.target_property] for output in task.outputs}

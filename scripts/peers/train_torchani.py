@@ -2,12 +2,12 @@
 
 All parts are TorchANI's own: HDF5 data set, batches made once and kept in memory (`ANIBatchedDataset.cache`), `Assembler`
 with the AEV constants and widths of ANI-2x, one network of the eight. The loop, the losses and the checkpoints (best and
-latest) are those of examples/training.py and nnp_training_force.py. Variants: `scripted` (TorchScript), and a network for
-the `elements of the data` only, in the order of ANI-2x, as `simple_ani(symbols)` builds it.
+latest) are those of examples/training.py and nnp_training_force.py. The network is for the elements of the data, as ours, in
+the order of ANI-2x, as `simple_ani(symbols)` builds it. Variants: `scripted` (TorchScript), `all seven elements` of ANI-2x.
 """
 
-# mypy: allow-untyped-calls
-# because ase and torchani annotate only some of their functions.
+# mypy: allow-untyped-calls, disable-error-code="import-not-found"
+# because ase annotates only some of its functions, and the peer is in an environment of its own.
 
 import time
 import warnings
@@ -18,7 +18,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from ase.io import read
+from ase.io import iread
 from ase.symbols import symbols2numbers
 from measuring import Figures, fixed, options, time_passes, write_figures
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ FORCE_COEFFICIENT = 0.1  # of the example
 
 def write_batches(data: Path, folder: Path, *, num_validation: int, batch_size: int) -> set[int]:
     """Two folders of batches, of the training structures and of the last ones; gives the elements."""
-    frames = read(data, index=":")
+    frames = list(iread(data))
     first = len(frames) - num_validation
     elements = {int(number) for frame in frames for number in frame.numbers}
     numbers = sorted(elements)
@@ -66,7 +66,7 @@ def loader(folder: Path, *, shuffle: bool) -> Iterable[Batch]:
 
 def build_model(elements: set[int], variant: str) -> nn.Module:
     """ANI-2x with random weights."""
-    chosen = [symbol for symbol in SYMBOLS_2X if "elements" not in variant or symbols2numbers(symbol)[0] in elements]
+    chosen = [symbol for symbol in SYMBOLS_2X if "all" in variant or symbols2numbers(symbol)[0] in elements]
     assembler = Assembler()
     assembler.set_symbols(chosen)
     assembler.set_global_cutoff_fn("cosine")
@@ -87,15 +87,21 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     predicted_forces = -torch.autograd.grad(predicted.sum(), coordinates, create_graph=True, retain_graph=True)[0]
     energy_loss = ((predicted - energies).square() / num_atoms.sqrt()).mean()
     force_loss = ((predicted_forces - forces).square().sum(dim=(1, 2)) / num_atoms).mean()
-    return energy_loss + FORCE_COEFFICIENT * force_loss
+    loss: Tensor = energy_loss + FORCE_COEFFICIENT * force_loss
+    return loss
 
 
 def validate(model: nn.Module, batches: Iterable[Batch]) -> float:
     """Mean loss; forces need gradients by the coordinates, not by the weights."""
-    model.requires_grad_(False)
+    _require_gradients(model, False)
     losses = [float(loss_of(model, batch).detach()) for batch in batches]
-    model.requires_grad_(True)
+    _require_gradients(model, True)
     return sum(losses) / len(losses)
+
+
+def _require_gradients(model: nn.Module, required: bool) -> None:
+    for weight in model.parameters():  # one by one: a scripted module cannot do it at once
+        weight.requires_grad_(required)
 
 
 def train(

@@ -6,8 +6,8 @@ bar, the test and the clipping of gradients are off, which ours leaves out too. 
 and `no warp`, its code for where warp is not installed.
 """
 
-# mypy: allow-untyped-calls
-# because ase annotates only some of its functions.
+# mypy: allow-untyped-calls, allow-subclassing-any, disable-error-code="import-not-found"
+# because ase annotates only some of its functions, and the peer is in an environment of its own.
 
 import argparse
 import sys
@@ -17,16 +17,15 @@ from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
+import lightning as pl
 import numpy as np
 import torch
-from ase.io import read
-from measuring import Figures, fixed, options, time_passes, write_figures
-
-import lightning as pl
+from ase.io import iread
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from measuring import Figures, fixed, options, time_passes, write_figures
 from torch_geometric.data import Data
-from torchmdnet.extensions import ops  # noqa: F401 - neighbours always need warp
+from torchmdnet.extensions import ops  # noqa: F401 - its search for neighbours always needs warp
 
 if any("no warp" in argument for argument in sys.argv):
     sys.modules["torchmdnet.extensions.warp_ops"] = None  # type: ignore[assignment] # TensorNet then takes its plain torch code
@@ -52,7 +51,7 @@ class Clock(pl.Callback):
 
 def write_arrays(data: Path, folder: Path, *, num_validation: int) -> None:
     """An npy file of each quantity and formula, and a split: the last structures of the XYZ file validate."""
-    frames = read(data, index=":")
+    frames = list(iread(data))
     first = len(frames) - num_validation
     mean = np.mean([frame.get_potential_energy() for frame in frames[:first]])  # in single precision it would drown the rest
     formulas = defaultdict(list)
@@ -81,7 +80,8 @@ def arguments(chosen: argparse.Namespace, folder: Path) -> argparse.Namespace:
     --lr {chosen.learning_rate} --num-epochs {chosen.epochs} --num-workers {chosen.workers}"""
     if "static" in chosen.variant:
         command += " --static_shapes True"
-    return get_argparse().parse_args(command.split())
+    settings: argparse.Namespace = get_argparse().parse_args(command.split())
+    return settings
 
 
 def passes(module: LNNP, data: DataModule, chosen: argparse.Namespace) -> list[float]:

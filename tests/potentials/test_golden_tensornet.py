@@ -1,86 +1,21 @@
 """TensorNet gives the numbers of the code that its weights come from (float64, energies, forces, stress)."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from test_golden import RELATIVE, graph_of, read, relative_error, weights_of
+from test_golden import RELATIVE, graph_of, potential_from, read, relative_error
 
+from modelforge.importing import torchmdnet
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.potentials.tensornet import TensorNet, TensorNetSection
 
 STORED_SINGLE = 3e-7  # absolute; the float64 results of the package are 1.4e-7 away from the float32 numbers that it stores
-EMBEDDING = "representation_model.tensor_embedding"
-NAMES = {
-    "embedding.norm": f"{EMBEDDING}.init_norm",
-    "embedding.scales.0": f"{EMBEDDING}.linears_scalar.0",
-    "embedding.scales.2": f"{EMBEDDING}.linears_scalar.1",
-    "readout.0": "representation_model.out_norm",
-    "readout.1": "representation_model.linear",
-    "readout.3": "output_model.output_network.layers.0",
-    "readout.5": "output_model.output_network.layers.2",
-}
-
-
-def tensornet_state(
-    weights: dict[str, torch.Tensor], elements: tuple[int, ...], *, num_layers: int, cutoff: float
-) -> dict[str, torch.Tensor]:
-    """Our state from that of TorchMD-Net 3 (model tensornet, output Scalar), for these elements."""
-    names = NAMES | {
-        f"interactions.{t}.filters.{2 * n}": f"representation_model.layers.{t}.linears_scalar.{n}"
-        for t in range(num_layers)
-        for n in range(3)
-    }
-    state = {f"{ours}.{kind}": weights[f"{theirs}.{kind}"] for ours, theirs in names.items() for kind in ("weight", "bias")}
-    for n in range(3):
-        state[f"embedding.mixing.layers.{n}.weight"] = weights[f"{EMBEDDING}.linears_tensor.{n}.weight"]
-        for t in range(num_layers):
-            theirs = f"representation_model.layers.{t}.linears_tensor"
-            state[f"interactions.{t}.mixing_before.layers.{n}.weight"] = weights[f"{theirs}.{n}.weight"]
-            state[f"interactions.{t}.mixing_after.layers.{n}.weight"] = weights[f"{theirs}.{n + 3}.weight"]
-    for kind in ("weight", "bias"):
-        projections = [weights[f"{EMBEDDING}.distance_proj{n}.{kind}"] for n in (1, 2, 3)]
-        state[f"embedding.filters.{kind}"] = torch.cat(projections)
-    receivers, senders = weights[f"{EMBEDDING}.emb2.weight"].chunk(2, dim=1)
-    state |= {"embedding.receivers.weight": receivers, "embedding.senders.weight": senders}
-    state["embedding.receivers.bias"] = weights[f"{EMBEDDING}.emb2.bias"]
-    state["embedding.elements.weight"] = weights[f"{EMBEDDING}.emb.weight"][list(elements)]
-    return state | radial_constants(weights, cutoff=cutoff)
-
-
-def radial_constants(weights: dict[str, torch.Tensor], *, cutoff: float) -> dict[str, torch.Tensor]:
-    """Those of the file, or exact ones."""
-    theirs = "representation_model.distance_expansion"
-    num_radial = weights[f"{EMBEDDING}.distance_proj1.weight"].shape[1]
-    lowest = float(np.exp(-cutoff))
-    centres = torch.linspace(lowest, 1.0, num_radial, dtype=torch.float64)
-    steepness = torch.full_like(centres, (2.0 / num_radial * (1.0 - lowest)) ** -2)
-    return {
-        "radial_basis.centres": weights.get(f"{theirs}.means", centres),
-        "radial_basis.steepness": weights.get(f"{theirs}.betas", steepness),
-    }
-
-
-def tensornet_from(golden: dict[str, np.ndarray]) -> TensorNet:
-    hyper, weights = json.loads(str(golden["hyper"])), weights_of(golden)
-    section = TensorNetSection(
-        name="tensornet",
-        cutoff=hyper["cutoff"],
-        num_features=hyper["hidden_channels"],
-        num_layers=hyper["num_layers"],
-        num_radial=hyper["num_rbf"],
-    )
-    elements = tuple(np.unique(golden["atomic_numbers"]).tolist())
-    potential = TensorNet(section, elements).double()
-    potential.load_state_dict(tensornet_state(weights, elements, num_layers=section.num_layers, cutoff=section.cutoff))
-    return potential
 
 
 def test_random_weights_give_the_reference_energies_forces_and_stress(shared_data: Path) -> None:
     golden = read(shared_data / "golden" / "tensornet_random_o3.npz")
-    potential = tensornet_from(golden)
+    potential = potential_from(golden, torchmdnet.imported)
     prediction = EnergyModel(potential).double().eval()(graph_of(golden, potential.cutoff), stress=True)
     assert np.isfinite(golden["stress"]).any()
     assert relative_error(prediction.energy, golden["energy"]) < RELATIVE
@@ -91,7 +26,7 @@ def test_random_weights_give_the_reference_energies_forces_and_stress(shared_dat
 def test_the_numbers_that_the_package_tests_itself_with(shared_data: Path) -> None:
     """256 features and three layers: its float64 results, and what its own test stores in float32."""
     golden = read(shared_data / "golden" / "tensornet_expected_f32.npz")
-    potential = tensornet_from(golden)
+    potential = potential_from(golden, torchmdnet.imported)
     prediction = EnergyModel(potential).double().eval()(graph_of(golden, potential.cutoff))
     assert relative_error(prediction.energy, golden["energy"]) < RELATIVE
     assert relative_error(prediction.forces, golden["forces"]) < RELATIVE

@@ -4,30 +4,34 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from made_structures import batch_of, cluster, crystal, labelled, structures_of
+from made_structures import batch_of, cluster, crystal, labelled, structures_of, with_charges
 from torchmetrics import MeanAbsoluteError, MeanSquaredError
 
 from modelforge.atoms.graph import Batch, Prediction, Reach
 from modelforge.data.batching.batches import structure_table
 from modelforge.data.batching.order import EvaluationBatches
 from modelforge.data.structures import Structures
-from modelforge.training.metrics import ErrorSums, errors, errors_by_element, errors_by_subset
+from modelforge.training.metrics import ErrorSums, errors, errors_by_element, errors_by_subset, without_energies
 
 RELATIVE = 1e-12
 NUM_STRUCTURES = 12
 
 
 def some_atoms() -> list[Atoms]:
-    """Molecules and crystals in two subsets; each third lacks its energy, each fourth its forces."""
+    """Molecules and crystals in two subsets; each third lacks its energy, each fourth its forces, each fifth its dipole."""
     found = []
     for seed in range(NUM_STRUCTURES):
         make = crystal if seed % 2 else cluster
         atoms = labelled(make(2 + seed % 4, (1, 6, 8), seed=seed), seed=seed)
+        atoms = with_charges(atoms, seed=seed)
         atoms.info["subset"] = "hot" if seed % 3 else "cold"
         if seed % 3 == 2:
             del atoms.info["energy"]
         if seed % 4 == 3:
             del atoms.arrays["forces"]
+        if seed % 5 == 4:
+            del atoms.info["dipole"]
+            atoms.arrays["partial_charges"][0] = np.nan
         found.append(atoms)
     return found
 
@@ -38,10 +42,12 @@ TABLE = structure_table(STRUCTURES, reach=Reach(3.0), self_energies=np.zeros(119
 
 def predicted(structures: Structures) -> Prediction:
     rng = np.random.default_rng(0)
-    shapes = (structures.energy.shape, structures.forces.shape, structures.stress.shape)
-    energy, forces, stress = (rng.normal(size=shape) for shape in shapes)
-    stress[~structures.periodic.all(axis=1)] = np.nan
-    return Prediction(*(torch.from_numpy(x) for x in (energy, forces, stress)))
+    names = ("energy", "forces", "stress", "dipole", "quadrupole", "partial_charges")
+    values = {name: rng.normal(size=getattr(structures, name).shape) for name in names}
+    values["stress"][~structures.periodic.all(axis=1)] = np.nan
+    for name in ("dipole", "quadrupole"):
+        values[name][structures.periodic.any(axis=1)] = np.nan
+    return Prediction(**{name: torch.from_numpy(x) for name, x in values.items()})
 
 
 WHOLE = predicted(STRUCTURES)
@@ -49,11 +55,13 @@ WHOLE = predicted(STRUCTURES)
 
 def prediction_for(batch: Batch) -> Prediction:
     atoms = torch.from_numpy(STRUCTURES.atoms_of(batch.indices.numpy()))
-    return Prediction(WHOLE.energy[batch.indices], WHOLE.forces[atoms], WHOLE.stress[batch.indices])
+    of_structures = (WHOLE.dipole[batch.indices], WHOLE.quadrupole[batch.indices])
+    energy, stress = WHOLE.energy[batch.indices], WHOLE.stress[batch.indices]
+    return Prediction(energy, WHOLE.forces[atoms], stress, *of_structures, WHOLE.partial_charges[atoms])
 
 
 def sums_over(batches: list[Batch]) -> ErrorSums:
-    sums = ErrorSums(len(STRUCTURES.subset_names))
+    sums = ErrorSums(len(STRUCTURES.subset_names), has_charges=True)
     for batch in batches:
         sums.update(prediction_for(batch), batch)
     return sums
@@ -63,6 +71,10 @@ def test_errors_are_those_of_numpy():
     found = errors(sums_over([TABLE.batch(torch.arange(NUM_STRUCTURES))]))
     energy = 1e3 * (WHOLE.energy.numpy() - STRUCTURES.energy)
     forces, stress = (1e3 * (getattr(WHOLE, name).numpy() - getattr(STRUCTURES, name)) for name in ("forces", "stress"))
+    dipole, quadrupole, charges = (
+        1e3 * (getattr(WHOLE, name).numpy() - getattr(STRUCTURES, name)) for name in ("dipole", "quadrupole", "partial_charges")
+    )
+    quadrupole = np.array([moments - np.trace(moments) / 3 * np.eye(3) for moments in quadrupole])
     per_atom = energy / STRUCTURES.num_atoms
     expected = {
         "energy_mae_mev_per_atom": np.nanmean(np.abs(per_atom)),
@@ -77,6 +89,15 @@ def test_errors_are_those_of_numpy():
         "num_energy_labels": 8,
         "num_force_components": int(np.isfinite(forces).sum()),
         "num_stress_components": 9 * 6,
+        "dipole_mae_me_angstrom": np.nanmean(np.abs(dipole)),
+        "dipole_rmse_me_angstrom": np.sqrt(np.nanmean(dipole**2)),
+        "quadrupole_mae_me_angstrom2": np.nanmean(np.abs(quadrupole)),
+        "quadrupole_rmse_me_angstrom2": np.sqrt(np.nanmean(quadrupole**2)),
+        "partial_charges_mae_me": np.nanmean(np.abs(charges)),
+        "partial_charges_rmse_me": np.sqrt(np.nanmean(charges**2)),
+        "num_dipole_components": 3 * 5,
+        "num_quadrupole_components": 9 * 6,
+        "num_partial_charges": STRUCTURES.num_atoms.sum() - 2,
     }
     assert found == pytest.approx(expected, rel=RELATIVE)
 
@@ -139,7 +160,9 @@ def test_what_was_not_measured_is_none_and_not_zero():
     sums.update(Prediction(torch.zeros(1), torch.zeros(3, 3), torch.full((1, 3, 3), torch.nan)), batch)
     found = errors(sums)
     assert {name for name, value in found.items() if value is None} == {name for name in found if not name.startswith("num_")}
-    assert found["num_energy_labels"] == found["num_force_components"] == found["num_stress_components"] == 0
+    assert {name for name, value in found.items() if value == 0} == {name for name in found if name.startswith("num_")} - {
+        "num_structures"
+    }
     assert found["num_structures"] == 1
     assert errors_by_element(sums) == {}
 
@@ -152,6 +175,17 @@ def test_a_prediction_that_was_not_computed_is_not_measured():
     found = errors(sums)
     assert found["forces_mae_mev_per_angstrom"] is None
     assert found["energy_mae_mev"] is not None
+
+
+def test_energies_that_nothing_has_trained_are_not_measured():
+    batch = TABLE.batch(torch.arange(NUM_STRUCTURES))
+    sums = ErrorSums(len(STRUCTURES.subset_names), has_charges=True)
+    sums.update(without_energies(prediction_for(batch)), batch)
+    found, whole = errors(sums), errors(sums_over([batch]))
+    assert found["num_energy_labels"] == 0
+    energies = {name for name in found if name.startswith(("energy", "num_energy"))}
+    assert {name for name in found if found[name] != whole[name]} == energies
+    assert {found[name] for name in energies} == {None, 0}
 
 
 def test_errors_by_element_and_by_subset_are_those_of_their_parts():

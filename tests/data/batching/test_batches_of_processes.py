@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from made_structures import cluster, crystal, labelled, structures_of
+from made_structures import cluster, crystal, labelled, structures_of, with_charges
 from torch import Tensor
 
 from modelforge.atoms.graph import Batch, Prediction, Reach, tensors_of
@@ -22,9 +22,11 @@ from modelforge.data.structures import Structures
 from modelforge.training.loss import LossSection, term_sums
 from modelforge.training.metrics import ErrorSums, errors
 
-ENERGIES, FORCE_STRUCTURES, FORCE_COMPONENTS, STRESS_COMPONENTS = range(4)
+ENERGIES, FORCE_STRUCTURES, FORCE_COMPONENTS, STRESS_COMPONENTS, DIPOLES, QUADRUPOLES, CHARGES = range(7)
+OF_CHARGES = {"energy_weight": 0.0, "forces_weight": 0.0, "dipole_weight": 1.0, "quadrupole_weight": 1.0}
 SECTIONS = {
     "structure": (LossSection(stress_weight=0.1), [ENERGIES, FORCE_STRUCTURES, STRESS_COMPONENTS]),
+    "charges": (LossSection(**OF_CHARGES, partial_charges_weight=1.0), [DIPOLES, QUADRUPOLES, CHARGES]),
     "component": (LossSection(stress_weight=0.1, forces_mean="component"), [ENERGIES, FORCE_COMPONENTS, STRESS_COMPONENTS]),
 }
 TERM_WEIGHTS = torch.tensor([1.0, 100.0, 0.1], dtype=torch.float64)
@@ -36,7 +38,7 @@ def all_atoms() -> list[Atoms]:
     rng = np.random.default_rng(1)
     sizes = rng.integers(1, 9, NUM)
     made = [(crystal if place % 3 else cluster)(int(size), (1, 6, 8), seed=place) for place, size in enumerate(sizes)]
-    made = [labelled(atoms, seed=place) if place != 7 else atoms for place, atoms in enumerate(made)]
+    made = [labelled(with_charges(atoms, seed=place), seed=place) if place != 7 else atoms for place, atoms in enumerate(made)]
     for place in (2, 5, 11):
         made[place].info["energy"] = np.nan
     made[4].arrays["forces"][:] = np.nan
@@ -44,6 +46,10 @@ def all_atoms() -> list[Atoms]:
     made[10].arrays["forces"][-1] = np.inf
     made[3].info["stress"] = np.eye(3)
     made[1].info["stress"][0] = np.nan
+    made[0].info["dipole"][1] = np.nan  # of which nothing is left
+    made[6].info["quadrupole"][0, 0] = np.inf
+    made[9].arrays["partial_charges"][0] = np.nan
+    made[2].arrays["partial_charges"][:] = np.nan
     assert not made[3].pbc.any()
     assert made[1].pbc.all()
     return made
@@ -64,13 +70,16 @@ TABLE, ORDER, OFFSETS = table_of(), BatchOrder(NUM, BATCH_SIZE, seed=0), made_st
 def prediction_for(batch: Batch) -> Prediction:
     """The same for a structure in any batch; a stand-in has that of any other."""
     generator = torch.Generator().manual_seed(0)
-    energy, stress = (torch.randn(NUM, *shape, generator=generator, dtype=torch.float64) for shape in ((), (3, 3)))
+    shapes = ((), (3, 3), (3,), (3, 3))
+    of_structures = [torch.randn(NUM, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
     forces = torch.randn(int(OFFSETS[-1]), 3, generator=generator, dtype=torch.float64)
     sizes = torch.bincount(batch.graph.structure_index).tolist()
     first_atoms = OFFSETS[batch.indices.clamp(min=0).numpy()]
-    atoms = [torch.arange(size) + first for first, size in zip(first_atoms, sizes, strict=True)]
+    atoms = torch.cat([torch.arange(size) + first for first, size in zip(first_atoms, sizes, strict=True)])
     dtype = batch.labels.energy.dtype
-    return Prediction(energy[batch.indices].to(dtype), forces[torch.cat(atoms)].to(dtype), stress[batch.indices].to(dtype))
+    energy, stress, dipole, quadrupole = (values[batch.indices].to(dtype) for values in of_structures)
+    charges = forces[atoms].to(dtype).sum(dim=1)
+    return Prediction(energy, forces[atoms].to(dtype), stress, dipole, quadrupole, charges)
 
 
 def sums_of(section: LossSection, batch: Batch) -> Tensor:
@@ -100,6 +109,11 @@ def test_the_label_counts_of_a_batch_are_the_divisors_of_its_loss(
     assert counts[ENERGIES] == NUM - 4
     assert counts[FORCE_STRUCTURES] == NUM - 2
     assert 0 < counts[STRESS_COMPONENTS] < int(TABLE.stress.isfinite().sum())
+    num_molecules = int((~made_structures().periodic.any(axis=1)).sum())
+    assert counts[DIPOLES] == 3 * (num_molecules - 1), "one is not whole"
+    assert counts[QUADRUPOLES] == 9 * (num_molecules - 1)
+    sizes = made_structures().num_atoms
+    assert counts[CHARGES] == sizes.sum() - sizes[7] - sizes[2] - 1
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
@@ -141,7 +155,7 @@ def test_a_stand_in_counts_nowhere() -> None:
         assert not any(values.isfinite().any() for values in tensors_of(batch.labels))
         for section, _ in SECTIONS.values():
             assert not sums_of(section, batch).any()
-        sums = ErrorSums(1, over_processes=False)
+        sums = ErrorSums(1, has_charges=True, over_processes=False)
         sums.update(prediction_for(batch), batch)
         assert not sums.by_subset.any()
         assert not sums.by_element.any()
@@ -183,7 +197,7 @@ def test_evaluation_of_all_processes_is_that_of_one(num_processes: int, budget: 
     whole = TABLE.batch(torch.arange(NUM))
     torch.testing.assert_close(sum(sums_of(section, batch) for batch in batches), sums_of(section, whole), rtol=1e-12, atol=0)
     torch.testing.assert_close(sum(batch.label_counts for batch in batches), whole.label_counts, rtol=0, atol=0)
-    sums, expected = ErrorSums(1, over_processes=False), ErrorSums(1, over_processes=False)
+    sums, expected = (ErrorSums(1, has_charges=True, over_processes=False) for _ in range(2))
     for batch in batches:
         sums.update(prediction_for(batch), batch)
     expected.update(prediction_for(whole), whole)

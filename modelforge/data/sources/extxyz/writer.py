@@ -40,24 +40,30 @@ def write_extxyz(
     predicted_energy: Floats | None = None,
     predicted_forces: Floats | None = None,
     predicted_stress: Floats | None = None,
+    predicted_dipole: Floats | None = None,
+    predicted_quadrupole: Floats | None = None,
+    predicted_partial_charges: Floats | None = None,
 ) -> None:
     """Write structures with all their labels, and predictions under keys that begin with `predicted_`; replaces the file.
 
-    The predictions have the shapes (S,), (N, 3), (S, 3, 3) and, as all numbers here, units of eV and angstrom. The file
-    appears under its name only when it is complete.
+    The predictions have the shapes of the labels and, as all numbers here, units of eV, angstrom and elementary charges. The
+    file appears under its name only when it is complete.
     """
+    predicted = {
+        "energy": predicted_energy,
+        "stress": predicted_stress,
+        "dipole": predicted_dipole,
+        "quadrupole": predicted_quadrupole,
+        "forces": predicted_forces,
+        "partial_charges": predicted_partial_charges,
+    }
     of_structures = [Extra("group", structures.group)] if has_groups(structures) else []
     of_structures += [Extra(name, getattr(structures, name)) for name in LABELS if not COLUMNS[name].per_atom]
     of_atoms = [Extra(name, getattr(structures, name)) for name in LABELS if COLUMNS[name].per_atom]
-    if predicted_energy is not None:
-        assert predicted_energy.shape == structures.energy.shape
-        of_structures.append(Extra("predicted_energy", predicted_energy))
-    if predicted_stress is not None:
-        assert predicted_stress.shape == structures.stress.shape
-        of_structures.append(Extra("predicted_stress", predicted_stress))
-    if predicted_forces is not None:
-        assert predicted_forces.shape == structures.forces.shape
-        of_atoms.append(Extra("predicted_forces", predicted_forces))
+    for name, values in predicted.items():
+        if values is not None:
+            assert values.shape == getattr(structures, name).shape
+            (of_atoms if COLUMNS[name].per_atom else of_structures).append(Extra(f"predicted_{name}", values))
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(frame_texts(structures, of_structures, of_atoms))
 
