@@ -20,6 +20,7 @@ from modelforge.data.audited import audit_opened
 from modelforge.data.batching.batches import structure_table
 from modelforge.data.batching.order import EvaluationBatches
 from modelforge.data.detection import files_like, load_data
+from modelforge.data.inputs import unsaid_notes
 from modelforge.data.reduced_labels import less_fixed
 from modelforge.data.sources.extxyz.writer import write_extxyz
 from modelforge.data.sources.mixed import Mixed
@@ -30,6 +31,7 @@ from modelforge.data.store.opening import cache_folder, open_files
 from modelforge.data.store.prepared_once import silent
 from modelforge.data.structures import Floats, Structures, sum_of_constants
 from modelforge.errors import UserError
+from modelforge.experiment import inputs_of
 from modelforge.files import write_text
 from modelforge.model_file import TrainedPotential, load_potential
 from modelforge.training.metrics import Errors, ErrorSums, errors, errors_by_element, errors_by_subset, without_energies
@@ -65,6 +67,11 @@ class Evaluation:
     def forces(self) -> Floats:
         """Forces (N, 3), eV/angstrom."""
         return self.predicted["forces"]
+
+    @property
+    def stress(self) -> Floats | None:
+        """Stress (S, 3, 3), eV/angstrom^3; NaN where a structure has no volume."""
+        return self.predicted.get("stress")
 
 
 def evaluate(
@@ -248,7 +255,7 @@ def notes_of(trained: TrainedPotential, structures: Structures) -> tuple[str, ..
     return (
         *_arithmetic(trained),
         *_direct_forces(trained),
-        *_unsaid_inputs(trained, structures),
+        *unsaid_notes(structures, inputs_of(trained.potential)),
         *_open_self_energies(trained, structures),
     )
 
@@ -259,20 +266,6 @@ def _direct_forces(trained: TrainedPotential) -> Iterator[str]:
         yield "forces are predicted directly: they are not minus the gradient of the energy, and conserve none"
     if not trained.has_energies:
         yield "no energies: training.loss.energy_weight was 0 and forces are direct, so that nothing has trained them"
-
-
-def _unsaid_inputs(trained: TrainedPotential, structures: Structures) -> Iterator[str]:
-    """Structures that do not say their total charge or spin, where the potential needs to know."""
-    section = trained.potential
-    needs = {
-        "total_charge": (section.charge_embedding, section.partial_charges, "total charge: 0 is taken"),
-        "spin_multiplicity": (section.spin_embedding, False, "spin multiplicity: 1 is taken"),
-    }
-    for column, (is_seen, is_used, what) in needs.items():
-        if is_seen or is_used:
-            known = structures.has(column)
-            if not known.all() and (is_seen or known.any()):
-                yield f"{int((~known).sum())} of {len(structures)} structures do not say their {what}"
 
 
 def _arithmetic(trained: TrainedPotential) -> Iterator[str]:

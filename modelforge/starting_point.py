@@ -100,9 +100,7 @@ def _refuse_other_potential(experiment: Experiment, trained: TrainedPotential) -
         ours, theirs = {"name": ours.get("name")}, {"name": theirs.get("name")}
     different = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
     if different:
-        raise UserError(
-            "\n".join(f"potential.{key}: {_as_there(ours.get(key), theirs.get(key))}" for key in different)
-        )
+        raise UserError("\n".join(f"potential.{key}: {_as_there(ours.get(key), theirs.get(key))}" for key in different))
 
 
 def _as_there(ours: object, theirs: object) -> str:

@@ -2,10 +2,10 @@
 
     scripts/compare_potentials --minutes 5 --threads 2 --out runs/comparison
 
-A potential is first trained for some epochs, to know how many fit into the time: its cosine schedule then ends with it. Each
-has a folder in the output folder. What is finished there is not done again, and what was interrupted goes on; table.md,
-table.json and comparison.png are written anew after each. A potential that fails is named in the table, the others go on,
-and the exit code is 1.
+A potential is first trained for some epochs, to know how many fit into the time: its cosine schedule then ends with it. One
+that is solved in closed form takes what time it takes. Each has a folder in the output folder. What is finished there is not
+done again, and what was interrupted goes on; table.md, table.json and comparison.png are written anew after each. A
+potential that fails is named in the table, the others go on, and the exit code is 1.
 """
 
 # mypy: allow-untyped-calls
@@ -74,13 +74,13 @@ def train(config: Path, folder: Path, *overrides: str) -> None:
         raise Failed(f"exit code {status}: {lines[-1].strip() if lines else 'no output'} ({said})")
 
 
-def epochs_that_fit(config: Path, folder: Path, seconds: float) -> int | None:
-    """Epochs for the time, from a few that are timed; None for a potential that is not trained in epochs."""
+def epochs_that_fit(config: Path, folder: Path, seconds: float) -> int:
+    """Epochs for the time, from a few that are timed."""
     train(config, folder / "probe", f"training.max_epochs={PROBE_EPOCHS}")
     with (folder / "probe" / "metrics.csv").open(newline="", encoding="utf-8") as file:
         ends = [float(row["seconds"]) for row in csv.DictReader(file)]
     lengths = [end - begin for begin, end in pairwise(ends)][-(PROBE_EPOCHS - 1) :]
-    return max(1, int(SHARE * seconds / statistics.median(lengths))) if len(lengths) > 1 else None
+    return max(1, int(SHARE * seconds / statistics.median(lengths)))
 
 
 def compare(entry: Entry, task: Task, folder: Path, options: argparse.Namespace) -> Row:
@@ -93,7 +93,8 @@ def compare(entry: Entry, task: Task, folder: Path, options: argparse.Namespace)
     planned = json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else None
     if planned is None:
         config.write_text(text, encoding="utf-8")
-        planned = settings | {"epochs": epochs_that_fit(config, folder, 60 * options.minutes)}
+        epochs = None if entry.is_closed_form else epochs_that_fit(config, folder, 60 * options.minutes)
+        planned = settings | {"epochs": epochs}
         plan.write_text(json.dumps(planned, indent=2), encoding="utf-8")
     elif {key: planned[key] for key in settings} != settings:
         raise Failed(f"{folder} holds a run with other settings; choose another --out, or remove it")
@@ -106,11 +107,11 @@ def compare(entry: Entry, task: Task, folder: Path, options: argparse.Namespace)
 
 
 def limits(epochs: int | None, minutes: float, task: Task) -> list[str]:
-    """Overrides of the long run: when it ends, and what it is tested on."""
+    """Overrides of the long run: what it is tested on, and when it ends, where it has epochs."""
+    tested = f"dataset.test_paths={{ {task.test_name} = {toml(str(task.test))} }}"
     whole, seconds = divmod(round(60 * minutes), 60)
-    overrides = [f'training.max_time="{whole // 60:02d}:{whole % 60:02d}:{seconds:02d}"']
-    overrides += [f"dataset.test_paths={{ {task.test_name} = {toml(str(task.test))} }}"]
-    return [*overrides, f"training.max_epochs={epochs}"] if epochs else overrides
+    duration = f"{whole // 60:02d}:{whole % 60:02d}:{seconds:02d}"
+    return [tested, f"training.max_epochs={epochs}", f'training.max_time="{duration}"'] if epochs else [tested]
 
 
 def measured(entry: Entry, task: Task, run: Path, planned_epochs: int | None, md_threads: Sequence[int]) -> Row:

@@ -54,6 +54,11 @@ class Entry:
     potential: Mapping[str, object]
     learning_rate: float
 
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether it is solved for, and not trained in epochs."""
+        return _sections.validate_python(dict(self.potential)).is_closed_form
+
 
 def all_entries(*, direct: bool) -> tuple[list[Entry], list[str]]:
     """An entry for each potential of the union, with `direct` also with direct forces; and why one is left out."""
@@ -65,7 +70,9 @@ def all_entries(*, direct: bool) -> tuple[list[Entry], list[str]]:
         rate = config.get("training", {}).get("optimizer", {}).get("learning_rate", OTHER_LEARNING_RATE)
         entry = Entry(name, {"name": name} | sizes, LEARNING_RATES.get(name, rate))
         entries.append(entry)
-        if direct:
+        if direct and entry.is_closed_form:
+            notes.append(f"{name}, direct forces: it is solved in closed form")
+        elif direct:
             other = replace(entry, label=f"{name}, direct forces", potential={**entry.potential, "forces": "direct"})
             try:
                 _sections.validate_python(dict(other.potential))
@@ -84,6 +91,7 @@ def potential_names() -> list[str]:
 def experiment_of(entry: Entry, task: Task, *, num_train: int, threads: int, compiled: bool) -> str:
     """The experiment as TOML, without what decides when it ends."""
     potential = "\n".join(f"{key} = {toml(value)}" for key, value in entry.potential.items())
+    training = "" if entry.is_closed_form else _training(entry.learning_rate) + f"compile = {toml(compiled)}\n"
     return f"""
 [potential]
 {potential}
@@ -92,22 +100,26 @@ name = "extxyz"
 path = {toml(str(task.training))}
 [dataset.split]
 counts = [{num_train}, {task.num_validation}, 0]
-[training]
+{training or "[runtime]"}
+accelerator = "cpu"
+num_threads = {threads}
+progress_bar = false
+"""
+
+
+def _training(learning_rate: float) -> str:
+    return f"""[training]
 batch_size = 5
 [training.loss]
 energy_weight = 1.0
 forces_weight = 20.0
 [training.optimizer]
-learning_rate = {entry.learning_rate}
+learning_rate = {learning_rate}
 [training.lr_scheduler]
 name = "cosine"
 [training.ema]
 decay = 0.995
 [runtime]
-accelerator = "cpu"
-num_threads = {threads}
-compile = {toml(compiled)}
-progress_bar = false
 """
 
 

@@ -56,17 +56,27 @@ def input_notes(structures: Structures, training: Integers, inputs: Inputs, weig
     return (
         *_notes_of(CHARGE, structures, training, inputs),
         *_notes_of(SPIN, structures, training, inputs),
+        *(f"of the training set {note}" for note in unsaid_notes(structures, inputs, training)),
         *(note for moment in MOMENTS if moment in weights for note in _origin_notes(structures, training, moment)),
         *(_traceless_notes(structures, training) if "quadrupole" in weights else ()),
     )
 
 
+def unsaid_notes(structures: Structures, inputs: Inputs, members: Integers | slice = slice(None)) -> Iterator[str]:
+    """How many structures do not say what a potential needs to know; nothing where none says it and it is not embedded."""
+    embedded = {CHARGE: inputs.charge_embedding, SPIN: inputs.spin_embedding}
+    used = {CHARGE: inputs.charge or inputs.partial_charges, SPIN: inputs.spin_embedding}
+    for kind in (CHARGE, SPIN):
+        known = structures.has(kind.column)[members]
+        if used[kind] and not known.all() and (embedded[kind] or known.any()):
+            num = int((~known).sum())
+            yield f"{num} of {len(known)} structures do not say their {kind.words}: {kind.where_missing:g} is taken"
+
+
 def _notes_of(kind: Input, structures: Structures, training: Integers, inputs: Inputs) -> Iterator[str]:
-    known = structures.has(kind.column)[training]
     is_embedded = inputs.charge_embedding if kind is CHARGE else inputs.spin_embedding
     is_seen = inputs.charge if kind is CHARGE else inputs.spin_embedding
-    is_used = is_seen or (kind is CHARGE and inputs.partial_charges)
-    if is_embedded and not known.any():
+    if is_embedded and not structures.has(kind.column)[training].any():
         raise UserError(
             f"potential.{kind.option}: is true, but no training structure says its {kind.words}; name its key in "
             f"dataset.{kind.column}_key, or set this to false"
@@ -82,11 +92,6 @@ def _notes_of(kind: Input, structures: Structures, training: Integers, inputs: I
         yield (
             f"potential.{kind.option} is true, but all training structures have the {kind.words} {named}: "
             "nothing is learnt for any other"
-        )
-    if is_used and known.any() and not known.all():
-        yield (
-            f"{int((~known).sum())} of {len(training)} training structures do not say their {kind.words}: "
-            f"{kind.where_missing:g} is taken"
         )
 
 

@@ -190,8 +190,8 @@ def _offsets(weights: Weights, elements: tuple[int, ...]) -> dict[int, float]:
     steps = [name for name in weights.names if POSTPROCESSOR.fullmatch(name)]
     if len(steps) > 1:
         raise UserError(
-            f"{PREFIX}{steps[1]}: must be the only AddOffsets (there is {PREFIX}{steps[0]} before it), as names do not tell which "
-            "of them is for the energy; leave the weights of the others out of the file"
+            f"{PREFIX}{steps[1]}: must be the only AddOffsets (there is {PREFIX}{steps[0]} before it), as names do not tell "
+            "which of them is for the energy; leave the weights of the others out of the file"
         )
     if not steps:
         return dict.fromkeys(elements, 0.0)
@@ -199,8 +199,8 @@ def _offsets(weights: Weights, elements: tuple[int, ...]) -> dict[int, float]:
     table = weights.take_any(name).ravel()
     if missing := [z for z in elements if z >= len(table)]:
         raise UserError(
-            f"{PREFIX}{name}: must have a row for each element (ends before atomic number {missing[0]}); name the elements with "
-            "--elements"
+            f"{PREFIX}{name}: must have a row for each element (ends before atomic number {missing[0]}); name the elements "
+            "with --elements"
         )
     return {z: mean + float(table[z]) for z in elements}
 

@@ -30,9 +30,7 @@ def products_of_pairs(x: Tensor, y: Tensor, pairs: Pairs, graph: AtomicGraph, *,
 
 class _SumOverNeighbours(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, filters: Tensor, x: Tensor, pairs: Pairs, graph: AtomicGraph, parts: Sequence[int]
-    ) -> Tensor:
+    def forward(ctx: FunctionCtx, filters: Tensor, x: Tensor, pairs: Pairs, graph: AtomicGraph, parts: Sequence[int]) -> Tensor:
         ctx.save_for_backward(filters, x)
         ctx.edges = (pairs, graph, parts)  # type: ignore[attr-defined]
         sums = []

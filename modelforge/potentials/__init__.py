@@ -14,4 +14,15 @@ from modelforge.potentials.soap import SOAPSection
 from modelforge.potentials.soap_krr import SOAPKernelSection
 from modelforge.potentials.tensornet import TensorNetSection
 
-PotentialSection = Annotated[AIMNet2Section | ANISection | PaiNNSection | PhysNetSection | SAKESection | SchNetSection | SOAPKernelSection | SOAPSection | TensorNetSection, Field(discriminator="name")]
+PotentialSection = Annotated[
+    AIMNet2Section
+    | ANISection
+    | PaiNNSection
+    | PhysNetSection
+    | SAKESection
+    | SchNetSection
+    | SOAPKernelSection
+    | SOAPSection
+    | TensorNetSection,
+    Field(discriminator="name"),
+]

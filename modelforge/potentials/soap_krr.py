@@ -107,7 +107,7 @@ class SOAPKernel(ClosedFormPotential):
         powers = torch.ones_like(distance)  # 1 + x + x^2 .. of x = p.r
         for _ in range(self.options.zeta - 1):
             powers = powers * (1.0 - distance) + 1.0
-        return cast(Tensor, -distance * powers)
+        return -distance * powers
 
     def described(self, graph: AtomicGraph) -> Tensor:
         """Descriptors of length 1, (N, F)."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_structures import cluster, crystal, structures_of, with_charges
 
-from modelforge.data.inputs import Inputs, input_notes
+from modelforge.data.inputs import Inputs, input_notes, unsaid_notes
 from modelforge.data.structures import Structures
 from modelforge.errors import UserError
 
@@ -54,10 +54,14 @@ def test_an_embedding_of_a_constant_and_missing_values_are_told():
     structures = molecules(1, 1, np.nan, 1, spins=(2, 2, 2, 2))
     notes = input_notes(structures, ALL, SEEN, {})
     assert notes == (
-        "1 of 4 training structures do not say their total charge: 0 is taken",
         "potential.spin_embedding is true, but all training structures have the spin multiplicity 2: nothing is learnt for any "
         "other",
+        "of the training set 1 of 4 structures do not say their total charge: 0 is taken",
     )
+    assert len(list(unsaid_notes(structures, SEEN))) == 1
+    unsaid = molecules(*[np.nan] * 4)
+    assert len(list(unsaid_notes(unsaid, SEEN))) == 2, "as it was trained on some"
+    assert not list(unsaid_notes(unsaid, SEEN_CHARGE))
     assert "do not say their total charge" in input_notes(structures, ALL, Inputs(partial_charges=True), {})[-1]
     assert input_notes(molecules(*[np.nan] * 4), ALL, Inputs(charge=True, partial_charges=True), {}) == ()
 

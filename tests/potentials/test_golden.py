@@ -45,10 +45,6 @@ def graph_of(golden: dict[str, np.ndarray], cutoff: float) -> AtomicGraph:
     return table.batch(torch.arange(len(structures))).graph
 
 
-def weights_of(golden: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    return {key[2:]: torch.as_tensor(value).double() for key, value in golden.items() if key.startswith("w/")}
-
-
 def arrays_of(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {key[2:]: value for key, value in golden.items() if key.startswith("w/")}
 

@@ -10,6 +10,7 @@ from test_golden import RELATIVE, read, relative_error, structures_of
 
 from modelforge.atoms.graph import AtomicGraph
 from modelforge.data.batching.batches import structure_table
+from modelforge.errors import UserError
 from modelforge.importing.aimnet import imported
 from modelforge.importing.imported import ImportedPotential
 from modelforge.potentials.coulomb import COULOMB
@@ -78,3 +79,35 @@ def test_the_coulomb_energy_is_that_of_aimnet_but_for_the_constants_of_nature(go
     theirs = golden["energy"] - golden["energy_network"]
     assert abs(theirs).max() > 1e-3, "no Coulomb energy, so this could not fail"
     assert np.abs(of_coulomb - theirs).max() < RELATIVE * np.abs(golden["energy"]).max()
+
+
+def test_elements_that_aimnet_was_not_trained_on_are_left_out(golden):
+    """Released files have NaN in their rows."""
+    weights = weights_of(golden)
+    weights["afv.weight"] = weights["afv.weight"].copy()
+    weights["afv.weight"][10:] = np.nan
+    found = imported(json.loads(str(golden["hyper"])), weights)
+    assert found.elements == tuple(range(1, 10))
+    assert found.state["embedding.weight"].isfinite().all()
+    with pytest.raises(UserError, match="has no Na"):
+        imported({**json.loads(str(golden["hyper"])), "elements": ["H", "Na"]}, weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("aev.shifts_v", r"aev\.shifts_v: must be equal to aev\.shifts_s"),
+        ("aev.rc_v", r"aev\.rc_v: must be equal to aev\.rc_s"),
+        ("outputs.lrcoulomb.rc", r"coulomb_rc: must be 5\.6, as w/outputs\.lrcoulomb\.rc says \(got 4\.6\)"),
+    ],
+)
+def test_an_aimnet2_that_cannot_be_imported_is_refused(golden, name, message):
+    weights = weights_of(golden)
+    weights[name] = weights[name] + 1.0
+    with pytest.raises(UserError, match=message):
+        imported(json.loads(str(golden["hyper"])), weights)
+
+
+def test_a_coulomb_energy_in_ev_goes_with_a_network_in_ev(golden):
+    with pytest.raises(UserError, match="energy_unit: must be eV with lrcoulomb"):
+        imported({**json.loads(str(golden["hyper"])), "energy_unit": "hartree"}, weights_of(golden))

@@ -10,6 +10,7 @@ import torch
 
 from modelforge.errors import UserError
 from modelforge.training.checkpoint import SCHEMA, latest_checkpoint, load_checkpoint, save_checkpoint
+from modelforge.training.metrics import ErrorSums
 
 STATE = {"schema": SCHEMA, "experiment": "", "task": {"weights": {"w": torch.arange(1000.0)}}, "progress": {}, "best": []}
 
@@ -39,6 +40,18 @@ def test_a_checkpoint_of_a_schema_that_nobody_knows_is_refused_with_the_range(pa
     save_checkpoint(path, {**STATE, "schema": schema})
     with pytest.raises(UserError, match=f"checkpoint of another version .*this modelforge reads 1 to {SCHEMA}"):
         load_checkpoint(path)
+
+
+def test_errors_of_schema_2_stay_and_those_that_came_later_are_not_measured(path: Path):
+    errors = {"by_subset": torch.arange(1.0, 14.0, dtype=torch.float64)[None], "by_element": torch.ones(119, 3)}
+    save_checkpoint(path, {**STATE, "schema": 2, "task": {**STATE["task"], "training_errors": errors}})
+    found = load_checkpoint(path)
+    by_subset = found["task"]["training_errors"]["by_subset"]
+    assert by_subset.shape == ErrorSums().by_subset.shape
+    assert by_subset[0, :13].tolist() == errors["by_subset"][0].tolist()
+    assert not by_subset[0, 13:].any()
+    assert found["schema"] == 3
+    assert found["task"]["weights"].keys() == {"w"}
 
 
 def test_a_failed_write_leaves_the_old_checkpoint_and_no_debris(path: Path, monkeypatch):
