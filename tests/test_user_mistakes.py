@@ -79,13 +79,15 @@ CASES = [
     ),
     Case(
         "an unknown choice",
-        "x.toml:2: potential.name: unknown choice 'shnet' (did you mean 'schnet'? choices: painn, sake, schnet, tensornet)",
+        "x.toml:2: potential.name: unknown choice 'shnet' (did you mean 'schnet'? choices: aimnet2, ani, painn, physnet, sake, "
+        "schnet, soap, soap_krr, tensornet)",
         value('"schnet"', '"shnet"'),
     ),
     Case("a negative cutoff", "x.toml:3: potential.cutoff: must be greater than 0 (got -3.0)", value("3.0", "-3.0")),
     Case(
         "a missing table",
-        'x.toml: potential: missing; add a table [potential] with name = "painn", "sake", "schnet" or "tensornet"',
+        'x.toml: potential: missing; add a table [potential] with name = "aimnet2", "ani", "painn", "physnet", "sake", '
+        '"schnet", "soap", "soap_krr" or "tensornet"',
         value('[potential]\nname = "schnet"\ncutoff = 3.0\nnum_features = 4\nnum_layers = 1\nnum_radial = 4\n', ""),
     ),
     Case("an unknown table", "x.toml:12: trainig: unknown table (did you mean training?)", value("[training]", "[trainig]")),

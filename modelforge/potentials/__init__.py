@@ -21,8 +21,8 @@ PotentialSection = Annotated[
     | PhysNetSection
     | SAKESection
     | SchNetSection
-    | SOAPKernelSection
     | SOAPSection
+    | SOAPKernelSection
     | TensorNetSection,
     Field(discriminator="name"),
 ]

@@ -15,8 +15,8 @@ from modelforge.training import compiling_process
 from modelforge.training.loss import LossSection
 from modelforge.training.precision import matmul_precision
 
-CUTOFF = 3.0
-SMALL = {"cutoff": CUTOFF, "num_features": 4, "num_layers": 1, "num_radial": 5, "radial_basis": "bessel"}
+CUTOFF = 4.0
+SMALL = {"cutoff": CUTOFF, "num_features": 4, "num_layers": 1, "num_radial": 5}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -26,7 +26,7 @@ def test_a_job_of_plain_data_gives_the_model_and_the_batch_again(tmp_path: Path,
     potential = section(name=get_args(section.model_fields["name"].annotation)[0], **options).build((8, 1, 6))
     model = EnergyModel(potential, scale=1.3).to(dtype)
     atoms = [labelled(make(4, (1, 6, 8), seed=3), seed=3) for make in (cluster, crystal)]
-    batch, loss = batch_of(atoms, cutoff=CUTOFF, dtype=dtype), LossSection(function="huber", huber_delta=0.2)
+    batch, loss = batch_of(atoms, reach=model.reach, dtype=dtype), LossSection(function="huber", huber_delta=0.2)
     with matmul_precision("high"):
         torch.save(compiling_process._job_of(model, loss, batch, torch.ones(2)), tmp_path / "x.job")
     job = torch.load(tmp_path / "x.job", weights_only=True)
