@@ -19,6 +19,7 @@ from modelforge.data.structures import Array, Integers, Structures
 from modelforge.errors import UserError
 
 VERSION = 2  # of the rules by which edges are found and sorted
+LONGEST_CUTOFF = 200.0  # angstrom: beyond it, all pairs of atoms are meant, which in a crystal are without end
 KEPT_FROM_ATOMS = 200_000  # smaller data find their edges in a second or so
 ATOMS_AT_A_TIME = 50_000
 NAMES = ("num_edges", "edges_of_atom", "sender_shift", "reverse_shift", "vectors")
@@ -50,8 +51,8 @@ def edges_of(
 
     `mapped` are the columns that the structures come from, if they are mapped files.
     """
-    if isinf(cutoff):
-        _refuse_periodic(structures)
+    if cutoff > LONGEST_CUTOFF:
+        _refuse_periodic(structures, cutoff)
     if cache is None or structures.offsets[-1] < KEPT_FROM_ATOMS:
         parts = [_part(piece, cutoff=cutoff, dtype=dtype) for piece in structures.pieces(ATOMS_AT_A_TIME)]
         joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in NAMES}
@@ -74,12 +75,13 @@ def edges_of(
     return edges_of(structures, cutoff=cutoff, dtype=dtype)
 
 
-def _refuse_periodic(structures: Structures) -> None:
+def _refuse_periodic(structures: Structures, cutoff: float) -> None:
     periodic = np.flatnonzero(structures.periodic.any(axis=1))
     if len(periodic):
+        what = "potential.coulomb has no cutoff" if isinf(cutoff) else f"the cutoff of the potential is {cutoff:g} A"
         raise UserError(
-            f"{structures.place(int(periodic[0]))}: is periodic, but potential.coulomb has no cutoff, so all pairs of atoms "
-            "would count, which are without end; give potential.coulomb.cutoff, or leave periodic structures out"
+            f"{structures.place(int(periodic[0]))}: is periodic, but {what}, so all pairs of atoms would count, which are "
+            "without end; give a cutoff (of the Coulomb energy: potential.coulomb.cutoff), or leave periodic structures out"
         )
 
 
