@@ -7,7 +7,7 @@ structures is divided by the number of structures that carry the label: a missin
 Where structures have weights of their own, each of their terms in the sums is multiplied with it; the divisors stay.
 
 Dipoles and partial charges enter as they are, without N_s: the mean over all components and over all atoms (PhysNet:
-O. Unke, M. Meuwly, J. Chem. Theory Comput. 15, 3678, 2019; AIMNet2). Of quadrupoles, second moments sum q r r^T about the
+O. Unke, M. Meuwly, J. Chem. Theory Comput. 15, 3678, 2019). Of quadrupoles, second moments sum q r r^T about the
 centre of mass, the part without trace is compared: the trace also holds the spread of the electrons about their atoms, which
 no point charges have. (Buckingham's quadrupoles are 3/2 of that part.)
 """
