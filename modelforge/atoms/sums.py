@@ -46,18 +46,6 @@ def at_atoms(per_structure: Tensor, graph: AtomicGraph) -> Tensor:
     return _select(per_structure, _counting(graph.structure_index), graph.first_atom, graph.structure_index)
 
 
-def sum_over_classes(per_edge: Tensor, class_of_atom: Tensor, graph: AtomicGraph, *, num_classes: int) -> Tensor:
-    """Sum an edge quantity over the received edges from senders of each class, (E, ...) -> (N, classes, ...).
-
-    `class_of_atom` (N,) counts from 0, such as elements do.
-    """
-    owner = graph.receivers * num_classes + class_of_atom[graph.senders]  # (E,)
-    in_order, order = torch.sort(owner, stable=True)
-    segments = torch.arange(graph.num_atoms * num_classes, device=owner.device)
-    sums = _segment_sum(per_edge, order, torch.searchsorted(in_order, segments), owner)
-    return sums.view(graph.num_atoms, num_classes, *per_edge.shape[1:])
-
-
 @dataclass(frozen=True, eq=False)
 class Segments:
     """Rows that belong to owners, R rows and G owners."""
@@ -75,6 +63,21 @@ def sum_over_segments(rows: Tensor, segments: Segments) -> Tensor:
 def at_rows(owners: Tensor, segments: Segments) -> Tensor:
     """The value of each row's owner, (G, ...) -> (R, ...)."""
     return _select(owners, segments.order, segments.starts, segments.owner)
+
+
+def elements_of_edges(graph: AtomicGraph, column: Tensor, *, num_elements: int) -> Segments:
+    """The edges as E rows that belong to the elements of the senders of each atom, N Z owners.
+
+    `column` (Z_max + 1,) is the place of each element.
+    """
+    owner = graph.receivers * num_elements + column[graph.atomic_numbers[graph.senders]]
+    order = torch.argsort(owner.int(), stable=True)  # half as long as with 64 bits
+    return Segments(order, starts_of(owner[order], graph.num_atoms * num_elements), owner)
+
+
+def starts_of(sorted_owner: Tensor, num_owners: int) -> Tensor:
+    """Where the rows of each owner begin, if rows are sorted by owner, (R,) -> (G,)."""
+    return torch.searchsorted(sorted_owner, torch.arange(num_owners, device=sorted_owner.device))
 
 
 def _counting(rows: Tensor) -> Tensor:
@@ -103,7 +106,7 @@ class _Select(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, owners: Tensor, order: Tensor, starts: Tensor, owner: Tensor) -> Tensor:
         ctx.save_for_backward(order, starts, owner)
-        return owners[owner]
+        return owners.index_select(0, owner)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None, None]:

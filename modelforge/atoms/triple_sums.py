@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from modelforge.atoms.graph import AtomicGraph
-from modelforge.atoms.sums import Segments
+from modelforge.atoms.sums import Segments, starts_of
 
 
 def edges_of_triples(graph: AtomicGraph) -> Segments:
@@ -42,16 +42,5 @@ def element_pairs_of_triples(graph: AtomicGraph, column: Tensor, *, num_elements
     return _of_sorted(graph.receivers[graph.triples[0]] * num_pairs + pair, graph.num_atoms * num_pairs)
 
 
-def elements_of_edges(graph: AtomicGraph, column: Tensor, *, num_elements: int) -> Segments:
-    """The edges as E rows that belong to the elements of the senders of each atom, N Z owners."""
-    owner = graph.receivers * num_elements + column[graph.atomic_numbers[graph.senders]]
-    order = torch.argsort(owner.int(), stable=True)  # half as long as with 64 bits
-    return Segments(order, _starts(owner[order], graph.num_atoms * num_elements), owner)
-
-
 def _of_sorted(owner: Tensor, num_owners: int) -> Segments:
-    return Segments(torch.arange(owner.shape[0], device=owner.device), _starts(owner, num_owners), owner)
-
-
-def _starts(sorted_owner: Tensor, num_owners: int) -> Tensor:
-    return torch.searchsorted(sorted_owner, torch.arange(num_owners, device=sorted_owner.device))
+    return Segments(torch.arange(owner.shape[0], device=owner.device), starts_of(owner, num_owners), owner)

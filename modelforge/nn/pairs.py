@@ -44,7 +44,7 @@ class _AtEdges(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, per_pair: Tensor, of_edge: Tensor, first: Tensor, second: Tensor) -> Tensor:
         ctx.save_for_backward(of_edge, first, second)
-        return per_pair[of_edge]
+        return per_pair.index_select(0, of_edge)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
@@ -56,7 +56,7 @@ class _SumOfPair(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, per_edge: Tensor, of_edge: Tensor, first: Tensor, second: Tensor) -> Tensor:
         ctx.save_for_backward(of_edge, first, second)
-        return per_edge[first] + per_edge[second]
+        return per_edge.index_select(0, first) + per_edge.index_select(0, second)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None, None]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from modelforge.atoms.graph import ABSENT, AtomicGraph
-from modelforge.atoms.sums import sum_over_classes
+from modelforge.atoms.sums import elements_of_edges, sum_over_segments
 from modelforge.nn.cutoffs import cosine_cutoff
 from modelforge.nn.soap_radial import SOAPBasisName, radial_series
 from modelforge.nn.spherical_harmonics import SphericalHarmonics
@@ -108,7 +108,8 @@ class SOAP(nn.Module):
         num_elements, degrees = len(self.elements), range(self.l_max + 1)
         own = self.column[graph.atomic_numbers]  # (N,)
         per_edge = self._of_edges(graph.edge_vectors)  # (E, n (l_max + 1)^2)
-        sums = sum_over_classes(per_edge, own, graph, num_classes=num_elements)  # (N, Z, n (l_max + 1)^2)
+        by_element = elements_of_edges(graph, self.column, num_elements=num_elements)
+        sums = sum_over_segments(per_edge, by_element).view(graph.num_atoms, num_elements, -1)  # (N, Z, n (l_max + 1)^2)
         blocks = torch.split(sums, [self.num_radial * (2 * degree + 1) for degree in degrees], dim=2)
         is_own = own[:, None] == torch.arange(num_elements, device=own.device)  # (N, Z)
         centre = is_own.to(sums.dtype)[:, :, None] * self.centre.to(sums.dtype)  # (N, Z, n)

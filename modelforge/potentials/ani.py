@@ -21,8 +21,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from modelforge.atoms.graph import AtomicGraph
-from modelforge.atoms.sums import at_atoms, at_rows, sum_over_segments
-from modelforge.atoms.triple_sums import edges_of_triples, element_pairs_of_triples, elements_of_edges
+from modelforge.atoms.sums import at_atoms, at_rows, elements_of_edges, sum_over_segments
+from modelforge.atoms.triple_sums import edges_of_triples, element_pairs_of_triples
 from modelforge.nn.cutoffs import cosine_cutoff
 from modelforge.nn.per_element import ElementNetworks
 from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields

@@ -79,7 +79,7 @@ def _step(run: Rehearsal, model: EnergyModel, batch: Batch, loss: LossSection) -
     terms = " and ".join(weights_of(loss))
     with run.autocast():
         result = EagerStep(model, loss)(batch.to(run.device), model.scale.new_ones(len(weights_of(loss))))
-    result.loss.backward()  # type: ignore[no-untyped-call]
+    result.loss.backward(inputs=[weight for weight in model.parameters() if weight.requires_grad])  # type: ignore[no-untyped-call]
     norm = Clipping(run.experiment.training.clipping)(_gradients(model))
     if not math.isfinite(result.loss.detach()):
         return f"the {terms} term of the loss"

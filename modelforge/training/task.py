@@ -83,6 +83,7 @@ class TrainingTask(pl.LightningModule):
         self.training_sums = self.model.scale.new_zeros(len(terms), 2, dtype=torch.float64)  # (T, 2)
         self.validation_sums = torch.zeros_like(self.training_sums)  # (T, 2)
         self.optimizer = build_optimizer(self.section.optimizer, self.model)
+        self._trained_weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.average = WeightAverage(self.model, self.section.ema.decay)
         self.learning_rate = LearningRate(
             self.section.lr_scheduler,
@@ -104,6 +105,10 @@ class TrainingTask(pl.LightningModule):
             self.training_sums += result.sums
             self.training_errors.update(self._measured(result.prediction), batch)
         return result.loss
+
+    def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
+        """The gradients of the weights, and of nothing else: edge vectors are leaves of an eager step's graph as well."""
+        loss.backward(*arguments, inputs=self._trained_weights, **options)
 
     def scales(self, batch: Batch) -> Tensor:
         """What the numerators of the terms are multiplied with, (T,): weights over numbers of labels.

@@ -9,8 +9,8 @@ from ase import Atoms
 from made_structures import batch_of, cluster, crystal
 
 from modelforge.atoms.graph import AtomicGraph, Reach
-from modelforge.atoms.sums import Segments, at_rows, sum_over_segments
-from modelforge.atoms.triple_sums import edges_of_triples, element_pairs_of_triples, elements_of_edges
+from modelforge.atoms.sums import Segments, at_rows, elements_of_edges, sum_over_segments
+from modelforge.atoms.triple_sums import edges_of_triples, element_pairs_of_triples
 from modelforge.atoms.triples import find_triples
 
 REACH = Reach(4.0, triples_cutoff=2.9)
