@@ -108,7 +108,7 @@ class TrainingTask(pl.LightningModule):
 
     def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
         """The gradients of the weights, and of nothing else: edge vectors are leaves of an eager step's graph as well."""
-        loss.backward(*arguments, inputs=self._trained_weights, **options)
+        loss.backward(inputs=self._trained_weights)  # type: ignore[no-untyped-call]
 
     def scales(self, batch: Batch) -> Tensor:
         """What the numerators of the terms are multiplied with, (T,): weights over numbers of labels.
