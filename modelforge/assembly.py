@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from modelforge.data.batching.edges import refuse_endless
 from modelforge.data.batching.order import EvaluationBatches
 from modelforge.data.batching.run_batches import RunBatches
 from modelforge.data.prepare import PreparedData, prepare
@@ -18,7 +19,7 @@ from modelforge.training.runtime import dtype_of
 
 def prepared(experiment: Experiment, *, split_file: Path | None = None, say: Say = silent) -> PreparedData:
     """The data as the loss and the potential of an experiment need them."""
-    return prepare(
+    data = prepare(
         experiment.dataset,
         weights=weights_of(experiment.training.widest_loss),
         inputs=inputs_of(experiment.potential),
@@ -26,6 +27,11 @@ def prepared(experiment: Experiment, *, split_file: Path | None = None, say: Say
         split_file=split_file,
         say=say,
     )
+    reach = experiment.potential.reach
+    for structures, members in data.evaluated_sets().values():  # which the training itself does not see
+        for cutoff in (reach.cutoff, reach.far_cutoff):
+            refuse_endless(structures, members, cutoff=cutoff)
+    return data
 
 
 def build_model(experiment: Experiment, data: PreparedData, start: TrainedPotential | None = None) -> EnergyModel:

@@ -34,7 +34,7 @@ class ModelforgeCalculator(Calculator):
     Total charge and spin multiplicity, where the potential depends on them, are those of `atoms.info` ("charge" or
     "total_charge", "spin" or "spin_multiplicity"), else `charge` and `spin_multiplicity`, else 0 and 1. Beside direct forces
     the stress is the derivative of the energy, not that of the forces; an energy that was not trained is NaN, which lets
-    dynamics and optimizers go on that only report it.
+    dynamics and optimizers go on that only report it. Without trained energies and forces there are charges and dipoles alone.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]
@@ -55,7 +55,8 @@ class ModelforgeCalculator(Calculator):
         self.device = torch.device(device)
         self.inputs = StructureInputs(self.trained.potential, charge=charge, spin_multiplicity=spin_multiplicity)
         of_charges = ["charges", "dipole"] if self.trained.model.has_charges else []
-        of_energies = ["energy", "free_energy", "forces", "stress"] if self.trained.has_energies else ["energy", "forces"]
+        untrained = ["energy", "forces"] if self.trained.has_forces else []
+        of_energies = ["energy", "free_energy", "forces", "stress"] if self.trained.has_energies else untrained
         self.implemented_properties = [*of_energies, *of_charges]
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
@@ -82,13 +83,13 @@ class ModelforgeCalculator(Calculator):
         table = structure_table(structures, reach=self.trained.model.reach, self_energies=constants, dtype=self.trained.dtype)
         batch = table.batch(torch.zeros(1, dtype=torch.long)).to(self.device)
         with matmul_precision(self.trained.matmul_precision):
-            prediction = self.trained.model(batch.graph, stress=with_stress)
+            prediction = self.trained.model(batch.graph, forces=self.trained.has_forces, stress=with_stress)
         fixed = self.trained.potential.fixed_terms.of(structures)
         energy = float(prediction.energy.double()) + float(constants[structures.atomic_numbers].sum()) + float(fixed.energy[0])
         forces = prediction.forces.double().cpu().numpy() + fixed.forces
         self.results = {"energy": energy, "free_energy": energy, "forces": forces}
         if not self.trained.has_energies:
-            self.results = {"energy": float("nan"), "forces": forces}
+            self.results = {"energy": float("nan"), "forces": forces} if self.trained.has_forces else {}
         if self.trained.model.has_charges:
             self.results["charges"] = prediction.partial_charges.double().cpu().numpy()
             if not self.atoms.pbc.any():

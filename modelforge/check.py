@@ -19,8 +19,7 @@ from modelforge.potentials.energy_model import EnergyModel
 from modelforge.report import batch_summary, data_summary, model_summary
 from modelforge.run_folder import RunFolder
 from modelforge.starting_point import prepared_for, start_summary, starting_point
-from modelforge.training.eager_step import EagerStep
-from modelforge.training.loss import weights_of
+from modelforge.training.eager_step import EagerStep, plain_scales
 from modelforge.training.precision import matmul_precision
 from modelforge.training.runtime import accelerator_of
 
@@ -86,7 +85,7 @@ def seconds_per_step(experiment: Experiment, batches: list[Batch], model: Energy
     """Median time of a training step; the first batch only warms up, if there are several."""
     loss = experiment.training.widest_loss
     step = EagerStep(model, loss)
-    scales = torch.ones(len(weights_of(loss)), dtype=model.scale.dtype, device=model.scale.device)
+    scales = plain_scales(model, loss)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     seconds = []
     for batch in batches:

@@ -65,7 +65,7 @@ class Evaluation:
 
     @property
     def forces(self) -> Floats:
-        """Forces (N, 3), eV/angstrom."""
+        """Forces (N, 3), eV/angstrom; NaN if they have not been trained."""
         return self.predicted["forces"]
 
     @property
@@ -101,7 +101,7 @@ def evaluate(
     for batch in _batches(trained, reduced, batch_size=batch_size, max_edges=max_edges, max_atoms=max_atoms):
         moved = batch.to(torch.device(device))
         with matmul_precision(trained.matmul_precision):
-            prediction = model(moved.graph, stress=with_stress)
+            prediction = model(moved.graph, forces=trained.has_forces, stress=with_stress)
         prediction = prediction if trained.has_energies else without_energies(prediction)
         sums.update(prediction, moved)
         predictions.append(Prediction(*(tensor.cpu() for tensor in tensors_of(prediction))))
@@ -254,17 +254,19 @@ def notes_of(trained: TrainedPotential, structures: Structures) -> tuple[str, ..
     """What the reader of the errors should know."""
     return (
         *_arithmetic(trained),
-        *_direct_forces(trained),
+        *_untrained(trained),
         *unsaid_notes(structures, inputs_of(trained.potential)),
         *_open_self_energies(trained, structures),
     )
 
 
-def _direct_forces(trained: TrainedPotential) -> Iterator[str]:
-    """What forces that are no derivatives mean for the rest."""
+def _untrained(trained: TrainedPotential) -> Iterator[str]:
+    """What forces that are no derivatives mean for the rest, and what nothing has trained."""
     if not trained.model.is_conservative:
         yield "forces are predicted directly: they are not minus the gradient of the energy, and conserve none"
-    if not trained.has_energies:
+    if not trained.has_forces:
+        yield "no energies and forces: their weights in training.loss were 0, so that nothing has trained them"
+    elif not trained.has_energies:
         yield "no energies: training.loss.energy_weight was 0 and forces are direct, so that nothing has trained them"
 
 

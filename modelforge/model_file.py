@@ -60,11 +60,14 @@ class TrainedPotential:
 
     @cached_property
     def has_energies(self) -> bool:
-        """Whether its energies mean something: beside direct forces they may have been left untrained."""
-        if self.model.is_conservative:
-            return True
+        """Whether its energies mean something: beside direct forces or charges they may have been left untrained."""
         training = TrainingSection.model_validate(tomli.loads(self.experiment).get("training", {}))
-        return trains_energies(training.widest_loss, is_conservative=False)
+        return trains_energies(training.widest_loss, is_conservative=self.model.is_conservative)
+
+    @property
+    def has_forces(self) -> bool:
+        """Whether its forces mean something, which as derivatives they do where the energies do."""
+        return self.has_energies or not self.model.is_conservative
 
     @property
     def cutoff(self) -> float:

@@ -76,7 +76,8 @@ def model_summary(experiment: Experiment, model: EnergyModel) -> list[str]:
     return [
         f"potential: {experiment.potential.name}, {num_parameters:,} parameters{of_which}, "
         f"cutoff {experiment.potential.cutoff:g} A, output scale {float(model.scale):.4g} eV"
-        + ("" if model.is_conservative else ", forces predicted directly (not conservative)"),
+        + ("" if model.is_conservative else ", forces predicted directly (not conservative)")
+        + (", adds a penalty of its own to the loss of training" if model.has_penalty else ""),
     ]
 
 

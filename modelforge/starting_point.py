@@ -71,7 +71,7 @@ def prepared_for(start: StartingPoint, experiment: Experiment, data: PreparedDat
             f"have {_symbols(unknown)}); leave these structures out (dataset.filter), or start from another potential"
         )
     chosen = _sample(data)
-    if experiment.dataset.self_energies.source == "none" or not len(chosen):
+    if experiment.dataset.self_energies.source == "none" or not len(chosen) or not trained.has_energies:
         reference = _completed(data.reference, trained)
     else:
         few = data.structures.take(chosen)

@@ -136,7 +136,7 @@ def _measure_peer(side: Side, workload: Workload, folder: Path) -> Figures:
 
 def experiment(side: Side, workload: Workload) -> str:
     """Our experiment as TOML; what the peer does not do (clipping, larger batches in validation) is off."""
-    network = {"name": workload.potential} | NETWORKS[workload.potential] | dict(side.network)
+    network = {"name": workload.potential} | NETWORKS.get(workload.potential, {}) | dict(side.network)
     return f"""
 [potential]
 {chr(10).join(f"{key} = {json.dumps(value)}" for key, value in network.items())}

@@ -91,7 +91,10 @@ def potential_names() -> list[str]:
 def experiment_of(entry: Entry, task: Task, *, num_train: int, threads: int, compiled: bool) -> str:
     """The experiment as TOML, without what decides when it ends."""
     potential = "\n".join(f"{key} = {toml(value)}" for key, value in entry.potential.items())
-    training = "" if entry.is_closed_form else _training(entry.learning_rate) + f"compile = {toml(compiled)}\n"
+    if entry.is_closed_form:  # whose sums of large weights need more digits than float32 has
+        settings = '[runtime]\nprecision = "64-true"'
+    else:
+        settings = _training(entry.learning_rate) + f"compile = {toml(compiled)}"
     return f"""
 [potential]
 {potential}
@@ -100,7 +103,7 @@ name = "extxyz"
 path = {toml(str(task.training))}
 [dataset.split]
 counts = [{num_train}, {task.num_validation}, 0]
-{training or "[runtime]"}
+{settings}
 accelerator = "cpu"
 num_threads = {threads}
 progress_bar = false

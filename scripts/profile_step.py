@@ -10,11 +10,14 @@ threads. The compiled step does the same products, so the same FLOPs are set aga
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -23,6 +26,7 @@ from benchmark_sides import NUM_VALIDATION, Side, Workload, experiment
 from benchmark_training import DATA, num_frames
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from training_step import TrainingStep, training_step
@@ -76,9 +80,39 @@ def self_times(step: TrainingStep) -> dict[str, float]:
     return {event.key: event.self_cpu_time_total / 1e3 / len(step.batches) for event in profiler.key_averages()}
 
 
+def flop_of_product(
+    rows: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], ends: Tensor, *_: object, **__: Tensor
+) -> int:
+    """Those of `nn/grouped_products.py`, into which the counter does not see: a matrix for the rows of each group."""
+    del rows, biases
+    return flop_of_groups([weight.shape for weight in weights], ends)
+
+
+def flop_of_outer(
+    left: Tensor, right: Tensor, ends: Tensor, num_left: Sequence[int], num_right: Sequence[int], **_: Sequence[Tensor]
+) -> int:
+    """The same of its outer products."""
+    del left, right
+    return flop_of_groups(list(zip(num_left, num_right, strict=True)), ends)
+
+
+def flop_of_groups(shapes: Sequence[Sequence[int]], ends: Tensor) -> int:
+    """Two for each row and each number of the matrix of its group."""
+    counts = [end - begin for begin, end in pairwise([0, *ends.tolist()])]
+    return sum(2 * count * math.prod(shape) for count, shape in zip(counts, shapes, strict=True))
+
+
+GROUPED_PRODUCTS = {
+    torch.ops.modelforge.grouped_product: flop_of_product,
+    torch.ops.modelforge.grouped_outer: flop_of_outer,
+}
+for flop in GROUPED_PRODUCTS.values():
+    flop._get_raw = True  # type: ignore[attr-defined] # they get the tensors, as only these know the sizes of the groups
+
+
 def gigaflop_per_step(step: TrainingStep) -> float:
     """Floating point operations of the matrix products of an eager step; a multiplication and an addition are two."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=GROUPED_PRODUCTS) as counter:
         for batch in step.batches:
             step(batch)
     return float(counter.get_total_flops()) / 1e9 / len(step.batches)

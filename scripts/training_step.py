@@ -40,7 +40,7 @@ class TrainingStep:
         task.learning_rate.set_for(task.steps)
         loss = task.training_step(batch, 0)
         task.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        task.backward(loss)
         task.configure_gradient_clipping(task.optimizer)
         task.optimizer.step()
         task.average.update()

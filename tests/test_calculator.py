@@ -22,7 +22,7 @@ from modelforge.potentials.painn import PaiNNSection
 ELEMENTS = (1, 6, 8)
 
 
-def saved(folder: Path, *, energy_weight: float = 1.0, **options: object) -> Path:
+def saved(folder: Path, *, loss: str = "", **options: object) -> Path:
     """A potential with random weights in a file."""
     section = PaiNNSection(name="painn", cutoff=3.0, num_features=8, num_layers=1, num_radial=4, **options)
     with torch.random.fork_rng():
@@ -34,7 +34,7 @@ def saved(folder: Path, *, energy_weight: float = 1.0, **options: object) -> Pat
         dataset=ExtendedXYZ(path=("x.xyz",)),
         self_energies=SelfEnergies(dict.fromkeys(ELEMENTS, -10.0), (), np.empty((0, 3))),
         shifts={},
-        experiment=f"[training.loss]\nenergy_weight = {energy_weight}\n",
+        experiment=f"[training.loss]\n{loss}\n",
         weights="random",
         training_precision="64-true",
         matmul_precision="highest",
@@ -152,7 +152,7 @@ def test_a_spin_multiplicity_is_a_whole_number(tmp_path: Path, molecule: Atoms):
 
 
 def test_an_energy_that_was_not_trained_is_nan_and_dynamics_and_optimizers_go_on(tmp_path: Path, molecule: Atoms):
-    molecule.calc = ModelforgeCalculator(saved(tmp_path, forces="direct", energy_weight=0.0))
+    molecule.calc = ModelforgeCalculator(saved(tmp_path, forces="direct", loss="energy_weight = 0.0"))
     assert np.isnan(molecule.get_potential_energy())
     assert np.isfinite(molecule.get_forces()).all()
     before = molecule.positions.copy()
@@ -161,6 +161,15 @@ def test_an_energy_that_was_not_trained_is_nan_and_dynamics_and_optimizers_go_on
     assert abs(molecule.positions - before).max() > 0
     with pytest.raises(PropertyNotImplementedError):
         molecule.get_stress()
+
+
+def test_beside_charges_alone_there_is_no_energy_and_no_force(tmp_path: Path, molecule: Atoms):
+    loss = "energy_weight = 0.0\nforces_weight = 0.0\ndipole_weight = 1.0"
+    molecule.calc = ModelforgeCalculator(saved(tmp_path, partial_charges=True, loss=loss))
+    assert abs(molecule.get_dipole_moment()).max() > 0
+    for untrained in (molecule.get_potential_energy, molecule.get_forces):
+        with pytest.raises(PropertyNotImplementedError):
+            untrained()
 
 
 def test_direct_forces_with_trained_energies_have_both(tmp_path: Path, molecule: Atoms):

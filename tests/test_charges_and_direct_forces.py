@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from ase import Atoms
 
+from modelforge.assembly import prepared, run_batches
 from modelforge.cli import main
+from modelforge.errors import UserError
+from modelforge.experiment import load
 
 TOML = """\
 [potential]
@@ -109,6 +112,12 @@ def direct(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("direct"), *changes)
 
 
+@pytest.fixture(scope="session")
+def charges_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    changes = [("forces_weight = 1.0", "energy_weight = 0.0\nforces_weight = 0.0"), ("max_epochs = 15", "max_epochs = 2")]
+    return run(tmp_path_factory.mktemp("charges"), *changes)
+
+
 def test_charges_and_moments_are_learnt(charged: Path):
     first, last = (rows(charged)[place] for place in (0, -1))
     for column in ("dipole_rmse_me_angstrom", "quadrupole_rmse_me_angstrom2", "partial_charges_rmse_me"):
@@ -159,3 +168,66 @@ def test_energies_that_nothing_has_trained_are_not_told(direct: Path):
     assert "no energies: training.loss.energy_weight was 0" in (direct / "log.txt").read_text()
     frames = ase.io.read(direct / "predictions" / "test.extxyz", ":")
     assert not any("predicted_energy" in atoms.info for atoms in frames)
+
+
+def test_energies_and_forces_beside_charges_alone_are_not_told(charges_alone: Path):
+    errors = json.loads((charges_alone / "results.json").read_text())["metrics"]["test"]
+    assert (errors["energy_rmse_mev"], errors["forces_rmse_mev_per_angstrom"]) == (None, None)
+    assert errors["dipole_rmse_me_angstrom"] > 0
+    assert not [column for column in rows(charges_alone)[0] if "energy" in column or "forces" in column]
+    assert (
+        "note: test: no energies and forces: their weights in training.loss were 0" in (charges_alone / "log.txt").read_text()
+    )
+    atoms = ase.io.read(charges_alone / "predictions" / "test.extxyz", "0")
+    assert "predicted_energy" not in atoms.info
+    assert "predicted_forces" not in atoms.arrays
+
+
+@pytest.mark.parametrize("before", ["direct", "charges_alone"])
+def test_a_run_that_starts_from_untrained_energies_fits_its_self_energies(
+    before: str, request: pytest.FixtureRequest, tmp_path: Path
+):
+    changes = {
+        "direct": [
+            ("partial_charges = true", 'forces = "direct"'),
+            (TOML[TOML.index("dipole_w") : TOML.index("[training.o")], ""),
+        ],
+        "charges_alone": [],
+    }[before]
+    start = f'max_epochs = 1\nstart_from = "{request.getfixturevalue(before)}"'
+    results = json.loads((run(tmp_path, *changes, ("max_epochs = 15", start)) / "results.json").read_text())
+    assert -12 < results["self_energies_ev"]["1"] < -8
+    assert results["metrics"]["test"]["num_energy_labels"] == 6
+
+
+ENDLESS = ("partial_charges = true", 'partial_charges = true\n[potential.coulomb]\nname = "damped"')
+
+
+def with_a_crystal(folder: Path, name: str, *changes: tuple[str, str], element: int = 1) -> Path:
+    """An experiment whose charges act at any distance, and 37 structures of which the last one is a crystal of an element."""
+    crystal = ion(36)
+    crystal.numbers[:] = element
+    crystal.set_cell([8.0, 8.0, 8.0])
+    crystal.pbc = True
+    toml = TOML
+    for old, new in (ENDLESS, *changes):
+        toml = toml.replace(old, new, 1)
+    (folder / "x.toml").write_text(toml)
+    ase.io.write(folder / name, [*(ion(number) for number in range(36)), crystal], write_results=False)
+    return folder / "x.toml"
+
+
+def test_a_crystal_that_is_tested_is_refused_before_the_training_where_charges_act_at_any_distance(tmp_path: Path):
+    tests = ("[dataset.split]\n", '[dataset.test_paths]\nmore = "more.xyz"\n[dataset.split]\n')
+    ase.io.write(tmp_path / "ions.xyz", [ion(number) for number in range(40, 76)], write_results=False)
+    experiment = load(with_a_crystal(tmp_path, "more.xyz", tests)).experiment
+    with pytest.raises(UserError, match=r"more\.xyz:36: is periodic, but potential\.coulomb has no cutoff"):
+        prepared(experiment)
+
+
+def test_a_crystal_that_is_filtered_out_does_no_harm_to_charges_that_act_at_any_distance(tmp_path: Path):
+    kept = ("[dataset.split]\n", '[dataset.filter]\nelements = ["H", "O"]\n[dataset.split]\n')
+    experiment = load(with_a_crystal(tmp_path, "ions.xyz", kept, element=2)).experiment
+    batches = run_batches(experiment, prepared(experiment))
+    num_atoms = batches.table.num_atoms[batches.members]
+    assert batches.table.batch(batches.members).graph.far.num_edges == int((num_atoms * (num_atoms - 1)).sum())

@@ -25,8 +25,9 @@ LABEL_COUNTS = (
     "components of dipoles",
     "components of quadrupoles",
     "partial charges",
+    "atoms",
 )
-"""What a structure's labels are counted by."""
+"""What a structure's labels are counted by; atoms for means over all of them."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Batch:
     indices: Tensor  # (S,) place of each structure in its data set; -1 for a stand-in, which counts nowhere
     subset: Tensor  # (S,) subset (config type) of each structure
     weight: Tensor  # (S,) of each structure in the loss
-    label_counts: Tensor  # (7,) labels in the optimizer step, in the order of LABEL_COUNTS
+    label_counts: Tensor  # (8,) labels in the optimizer step, in the order of LABEL_COUNTS
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""

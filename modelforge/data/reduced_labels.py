@@ -118,8 +118,9 @@ def _labels(piece: Structures, is_used: NDArray[np.bool_], terms: FixedTerms) ->
 
 
 def _refuse_infinite(structures: Structures, fixed: FixedEnergy, terms: FixedTerms) -> None:
-    if len(infinite := np.flatnonzero(~np.isfinite(fixed.energy))):
+    has_forces = np.logical_and.reduceat(np.isfinite(fixed.forces).all(axis=1), structures.offsets[:-1])
+    if len(infinite := np.flatnonzero(~(np.isfinite(fixed.energy) & has_forces))):
         raise UserError(
-            f"{structures.place(int(infinite[0]))}: must have a finite energy of {terms} (got {fixed.energy[infinite[0]]}); "
-            "two of its atoms lie upon each other: correct it, or leave it out of the data"
+            f"{structures.place(int(infinite[0]))}: must have a finite energy and finite forces of {terms} (got "
+            f"{fixed.energy[infinite[0]]} eV); two of its atoms lie upon each other: correct it, or leave it out of the data"
         )

@@ -66,12 +66,14 @@ def imported(hyper: Hyper, weights: Arrays) -> ImportedPotential:
     known, arrays = _known_elements(weights)
     elements = options.elements_among(known)
     features = options.nfeature * options.nshifts
-    rows = list(elements)
-    state = {"embedding.weight": _table(arrays, TABLE, features)[rows]} | _mixing(options, arrays) | _radial(options, arrays)
+    rows, num_rows = list(elements), arrays.num_rows(TABLE)
+    state = (
+        {"embedding.weight": arrays.take(TABLE, num_rows, features)[rows]} | _mixing(options, arrays) | _radial(options, arrays)
+    )
     for t, widths in enumerate(_widths(options)):
         state |= _network(arrays, f"mlps.{t}", f"networks.{t}", *widths)
     state |= _network(arrays, HEAD, "readout", options.aim_size, *options.output_hidden, 1)
-    shifts = _table(arrays, SHIFTS, 1)[:, 0].tolist() if SHIFTS in arrays else [0.0] * NUM_SYMBOLS
+    shifts = arrays.take(SHIFTS, num_rows, 1)[:, 0].tolist() if SHIFTS in arrays else [0.0] * num_rows
     coulomb = _coulomb(options, arrays)
     arrays.refuse_rest("an AIMNet2 with an energy and a Coulomb energy")
     section = AIMNet2Section(
@@ -88,25 +90,23 @@ def imported(hyper: Hyper, weights: Arrays) -> ImportedPotential:
     )
     constants = options.constants(elements)
     self_energies = {z: constants[z] + options.energy * shifts[z] for z in elements}
-    notes = options.notes(elements) if len(known) == len(arrays.take_any(TABLE)) - 1 else options.unit_notes
+    notes = options.notes(elements) if len(known) == num_rows - 1 else options.unit_notes
     return ImportedPotential(section, elements, state, self_energies, options.energy, notes)
 
 
 def _known_elements(weights: Arrays) -> tuple[list[int], Weights]:
     """Elements whose rows are numbers, and the weights with zeros in the rows of the others."""
-    if TABLE not in weights:
+    if TABLE not in weights or weights[TABLE].ndim != 2:
         return [], Weights(weights)
     known: NDArray[np.bool_] = np.asarray(np.isfinite(weights[TABLE]).all(axis=1))
-    known[0] = False  # of no element
+    known[:1] = False  # of no element
+    known[NUM_SYMBOLS:] = False
     tables = {name: weights[name] for name in (TABLE, SHIFTS) if name in weights}
     filled = {
-        name: np.where(known[:, None], table, 0.0) if len(table) == len(known) else table for name, table in tables.items()
+        name: np.where(known[:, None], table, 0.0) if table.shape[:1] == known.shape else table
+        for name, table in tables.items()
     }
     return np.flatnonzero(known).tolist(), Weights({**weights, **filled})
-
-
-def _table(weights: Weights, name: str, width: int) -> Tensor:
-    return weights.take(name, len(weights.take_any(name)), width)
 
 
 def _widths(options: AIMNet2Hyper) -> list[list[int]]:
@@ -144,20 +144,20 @@ def _radial(options: AIMNet2Hyper, weights: Weights) -> State:
                 f"{PREFIX}aev.{name}_v: must be equal to aev.{name}_s; a network with other radial functions for directions "
                 "than for distances cannot be imported"
             )
-    _is_what_hyper_says("cutoff", options.cutoff, "aev.rc_s", weights)
-    steepness = weights.take("aev.eta_s")
-    return {"centres": weights.take("aev.shifts_s", options.nshifts), "steepness": steepness.expand(options.nshifts).clone()}
+    centres, steepness = weights.take("aev.shifts_s", options.nshifts), weights.take("aev.eta_s")
+    _is_what_hyper_says("cutoff", options.cutoff, "aev.rc_s", float(weights.take("aev.rc_s")))
+    _is_what_hyper_says("rmin", options.rmin, "aev.shifts_s", float(centres[0]))
+    return {"centres": centres, "steepness": steepness.expand(options.nshifts).clone()}
 
 
 def _coulomb(options: AIMNet2Hyper, weights: Weights) -> CoulombSection:
     if not options.lrcoulomb:
         return NoCoulomb()
-    if "outputs.lrcoulomb.rc" in weights:
-        _is_what_hyper_says("coulomb_rc", options.coulomb_rc, "outputs.lrcoulomb.rc", weights)
+    if (name := "outputs.lrcoulomb.rc") in weights:
+        _is_what_hyper_says("coulomb_rc", options.coulomb_rc, name, float(weights.take(name)))
     return SwitchedCoulomb(length=options.coulomb_rc)
 
 
-def _is_what_hyper_says(key: str, value: float, name: str, weights: Weights) -> None:
-    found = float(weights.take(name))
+def _is_what_hyper_says(key: str, value: float, name: str, found: float) -> None:
     if abs(found - value) > ROUNDING * value:
         raise UserError(f"{PLACE}.{key}: must be {found:g}, as {PREFIX}{name} says (got {value:g}); correct it")

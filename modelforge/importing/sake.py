@@ -89,7 +89,7 @@ class Kernels:
     def __init__(self, arrays: Arrays, options: SAKEHyper) -> None:
         self.weights = Weights({name.removeprefix("params/"): array for name, array in arrays.items()})
         self.options = options
-        self.num_radial = len(self.weights.take_any("d0/edge_model/kernel/means"))
+        self.num_radial = self.weights.num_rows("d0/edge_model/kernel/means")
 
     def layer(self, theirs: str, ours: str, num_in: int, num_out: int, *, bias: bool = True) -> State:
         """A dense layer."""

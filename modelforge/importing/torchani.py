@@ -14,6 +14,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from modelforge.atoms.units import ENERGY_IN_EV
 from modelforge.errors import UserError
 from modelforge.importing.hyper import PLACE, PeerHyper, read_hyper
 from modelforge.importing.imported import Arrays, Hyper, ImportedPotential
@@ -101,7 +102,7 @@ def _network(weights: Weights, symbol: str, num_in: int) -> tuple[dict[str, Tens
     widths: list[int] = []
     while f"{symbol}.{len(widths)}.weight" in weights or not widths:
         name = f"{symbol}.{len(widths)}"
-        num_out = len(weights.take_any(f"{name}.weight"))
+        num_out = weights.num_rows(f"{name}.weight")
         layers |= weights.take_layer(name, name, widths[-1] if widths else num_in, num_out)
         widths.append(num_out)
     if widths[-1] != 1 or len(widths) < 2:
@@ -154,4 +155,5 @@ def _self_energies(options: TorchANIHyper, elements: Sequence[int]) -> dict[int,
             f"{len(options.self_energies_hartree)} for {len(options.species)}); correct it"
         )
     given = dict(zip(options.species, options.self_energies_hartree, strict=True))
-    return {z: constants[z] + options.energy * given[chemical_symbols[z]] for z in elements}
+    # As the key says, in hartree, also where the network is in another unit.
+    return {z: constants[z] + ENERGY_IN_EV["hartree"] * given[chemical_symbols[z]] for z in elements}

@@ -26,6 +26,10 @@ RADIAL = f"{MODEL}.distance_expansion"
 BOX = f"{MODEL}.distance.box"
 HEAD = "output_model.output_network.layers"
 ATOMREF = "prior_model.0"
+CHARGE_NOTE = (
+    "a total charge q has no effect here; TorchMD-Net, where it is given one, multiplies products of matrices by 1 + 0.1 q"
+)
+ROUNDING = 0.01  # of a cutoff that is known by exp(-cutoff) in single precision
 ACTIVATIONS: dict[str, Literal["silu", "tanh", "shifted_softplus"]] = {
     "silu": "silu",
     "tanh": "tanh",
@@ -80,7 +84,7 @@ def imported(hyper: Hyper, weights: Arrays) -> ImportedPotential:
         state,
         {z: constants[z] + options.energy * atomrefs[z] for z in elements},
         options.energy * scale,
-        (*options.notes(elements), *box_notes),
+        (*options.notes(elements), CHARGE_NOTE, *box_notes),
     )
 
 
@@ -125,14 +129,27 @@ def _norm(weights: Weights, theirs: str, ours: str, num: int) -> State:
 def _radial_constants(options: TensorNetHyper, weights: Weights) -> State:
     """Those of the file or exact ones; a unit of length is in the rate alone, which is 5 over the cutoff."""
     if f"{RADIAL}.means" in weights:
+        means = weights.take(f"{RADIAL}.means", options.num_rbf)
+        _refuse_other_cutoff(options, means)
         return {
-            "radial_basis.centres": weights.take(f"{RADIAL}.means", options.num_rbf),
+            "radial_basis.centres": means,
             "radial_basis.steepness": weights.take(f"{RADIAL}.betas", options.num_rbf),
         }
     lowest = math.exp(-options.cutoff)
     centres = torch.linspace(lowest, 1.0, options.num_rbf, dtype=torch.float64)
     steepness = torch.full_like(centres, (2.0 / options.num_rbf * (1.0 - lowest)) ** -2)
     return {"radial_basis.centres": centres, "radial_basis.steepness": steepness}
+
+
+def _refuse_other_cutoff(options: TensorNetHyper, means: Tensor) -> None:
+    """Means that were not trained are in equal steps from exp(-cutoff) to 1: the only trace of the cutoff among the weights."""
+    first = float(means[0])
+    were_trained = first <= 0 or not torch.allclose(means, torch.linspace(first, 1.0, len(means), dtype=means.dtype), atol=1e-5)
+    if len(means) == 1 or were_trained:
+        return
+    if abs((cutoff := -math.log(first)) - options.cutoff) > ROUNDING:
+        place = f"{PREFIX}{RADIAL}.means"
+        raise UserError(f"{PLACE}.cutoff: must be {cutoff:.4g}, as {place} says (got {options.cutoff:g}); correct it")
 
 
 def _box(weights: Weights) -> tuple[str, ...]:

@@ -53,6 +53,13 @@ class Weights:
         self._taken.add(name)
         return np.array(array, dtype=np.float64 if array.dtype.itemsize > 4 else np.float32)
 
+    def num_rows(self, name: str) -> int:
+        """How many rows the weights of that name have, which must be at least one."""
+        array = self.take_any(name)
+        if array.size == 0 or array.ndim == 0:
+            raise UserError(f"{PREFIX}{name}: must have rows (has the shape {array.shape}); write the weights as they are")
+        return len(array)
+
     def take_layer(self, theirs: str, ours: str, num_in: int, num_out: int, *, bias: bool = True) -> dict[str, Tensor]:
         """A linear layer by our names; theirs is `<theirs>.weight` (out, in) and `<theirs>.bias`."""
         layer = {f"{ours}.weight": self.take(f"{theirs}.weight", num_out, num_in)}

@@ -62,7 +62,11 @@ def repulsion_of(section: ZBL, structures: Arrangements) -> FixedEnergy:
         refuse_elements(
             structures, known, message="no covalent radius; set potential.repulsion.cutoff to a distance in angstrom"
         )
-    radii = torch.from_numpy(covalent_radii) if section.cutoff is None else torch.full((256,), section.cutoff / 2)
+    radii = (
+        torch.from_numpy(covalent_radii)
+        if section.cutoff is None
+        else torch.full((256,), section.cutoff / 2, dtype=torch.float64)
+    )
     numbers = torch.from_numpy(structures.atomic_numbers.astype(np.int64))
     pairs = pairs_within(structures, cutoff=2 * float(radii[numbers].max()))
     first, second = numbers[pairs.first], numbers[pairs.second]

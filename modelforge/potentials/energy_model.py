@@ -35,7 +35,7 @@ class EnergyModel(nn.Module):
         section = potential.section
         self.potential = potential
         self.register_buffer("scale", torch.tensor(scale))
-        self.has_charges = section.partial_charges
+        self.has_charges, self.has_penalty = section.partial_charges, potential.has_penalty
         self.charges = PartialCharges(potential.num_scalars) if self.has_charges and not potential.has_charges else None
         self.direct_forces = _direct_forces(potential) if section.forces == "direct" else None
         self.coulomb = None if isinstance(section.coulomb, NoCoulomb) else section.coulomb
@@ -57,10 +57,15 @@ class EnergyModel(nn.Module):
         those of the direct head. Stress is `1/V sum_edges sym(r (x) g)`, tension positive, NaN unless periodic in three
         directions. Charges and their moments come with the energy, if the model has charges.
         """
+        return self.with_penalties(graph, forces=forces, stress=stress)[0]
+
+    def with_penalties(self, graph: AtomicGraph, *, forces: bool, stress: bool) -> tuple[Prediction, Tensor]:
+        """The prediction, and what the network adds to the loss: (N, 1) if it has a penalty, else (N, 0)."""
         if not (stress or (forces and self.is_conservative)):
             with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
                 outputs = self._outputs(graph)
-                return self._prediction(outputs, graph, self._direct(outputs, graph) if forces else ABSENT, ABSENT)
+                by_atom = self._direct(outputs, graph) if forces else ABSENT
+                return self._prediction(outputs, graph, by_atom, ABSENT), outputs.atoms.penalties
         with torch.enable_grad():
             tracked = _tracked(graph)
             outputs = self._outputs(tracked)
@@ -72,7 +77,7 @@ class EnergyModel(nn.Module):
         else:
             by_atom = ABSENT
         prediction = self._prediction(outputs, graph, by_atom, _stress(near, far, graph) if stress else ABSENT)
-        return prediction if self.training else _detached(prediction)
+        return prediction if self.training else _detached(prediction), outputs.atoms.penalties
 
     def _outputs(self, graph: AtomicGraph) -> Outputs:
         atoms: AtomicOutputs = self.potential(graph)

@@ -4,6 +4,7 @@
     interaction:  v = s(W s(x_i) + b) + sum_j (G g(d_ij)) * s(W s(x_j) + b);  v through residuals;  x <- u * x + W s(v) + b
     module:       interaction, then residuals of x;  output: residuals, then W s(.), gives energy and charge
     atom:         E_i = s_Z sum_modules E + c_Z,  q_i likewise, less an equal share of what is too much
+    penalty:      lambda mean_i sum_(m > 1) (E^m)^2 / ((E^m)^2 + (E^(m-1))^2) in the loss: later modules say less
 
 with g_k = phi(d) exp(-beta (exp(-d) - mu_k)^2), distances in angstrom and the polynomial phi that falls to 0 at the cutoff. The
 paper's Coulomb and dispersion energies are [potential.coulomb] name = "damped" and [potential.dispersion]. N atoms, E edges, P
@@ -24,7 +25,9 @@ from modelforge.nn.radial import ExpNormalBasis
 from modelforge.potentials.coulomb import polynomial_cutoff
 from modelforge.potentials.heads import conserved
 from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
-from modelforge.section import Count, CountOrZero, Length
+from modelforge.section import Count, CountOrZero, Length, NonNegative
+
+SMALLEST_SQUARE = 1e-7  # added where squares are divided by, so that outputs that are zero at first have a slope
 
 
 class PhysNetSection(PotentialFields):
@@ -45,6 +48,8 @@ class PhysNetSection(PotentialFields):
     """Residual blocks of an atom after each interaction."""
     num_output_residuals: CountOrZero = 1
     """Residual blocks of each output."""
+    hierarchy_weight: NonNegative = 0.01
+    """Weight in the loss of what modules give to the energy beside the module before them; 0 leaves it out."""
 
     def build(self, elements: Sequence[int]) -> "PhysNet":
         """A network with random weights for these elements."""
@@ -107,12 +112,25 @@ class Output(nn.Module):
         return without_autocast(self.last, self.activation(self.residuals(x)), dtype=x.dtype)
 
 
+def excess(energies: Tensor) -> Tensor:
+    """How much modules say beside the one before them, (T, N) -> (N,)."""
+    squares = energies.square()
+    return (squares[1:] / (squares[1:] + squares[:-1] + SMALLEST_SQUARE)).sum(dim=0)
+
+
 class PhysNet(Potential):
     """The network of the module's docstring."""
 
     def __init__(self, section: PhysNetSection, elements: Sequence[int]) -> None:
         num_features, num_layers, num_outputs = section.num_features, section.num_layers, 1 + section.partial_charges
-        super().__init__(section, elements=elements, num_scalars=num_features, has_charges=section.partial_charges)
+        super().__init__(
+            section,
+            elements=elements,
+            num_scalars=num_features,
+            has_charges=section.partial_charges,
+            has_penalty=section.hierarchy_weight > 0,
+        )
+        self.hierarchy_weight = section.hierarchy_weight
         self.embedding = ElementEmbedding(elements, num_features, charge=section.charge_embedding, spin=section.spin_embedding)
         self.radial_basis = ExpNormalBasis(num_radial=section.num_radial, cutoff=section.cutoff)
         self.radial_basis.rate = 1.0  # of distances in angstrom, whatever the cutoff
@@ -130,14 +148,16 @@ class PhysNet(Potential):
         """Atomic energies, features and charges."""
         pairs = pairs_of(graph.reverse_edge)
         x = self.embedding(graph)  # (N, F)
-        total = x.new_zeros(1)
+        said: list[Tensor] = []
         blocks = zip(self.interactions, self.residuals, self.outputs, self._filters(graph, pairs), strict=True)
         for interaction, atomic_residuals, output, filters in blocks:
             x = atomic_residuals(interaction(x, filters, pairs, graph))
-            total = total + output(x)  # (N, O)
-        total = self.scale_of_element(graph) * total + self.shift_of_element(graph)
+            said.append(output(x))  # (N, O)
+        together = torch.stack(said)  # (T, N, O)
+        total = self.scale_of_element(graph) * together.sum(dim=0) + self.shift_of_element(graph)
         charges = conserved(total[:, 1], graph)[:, None] if self.has_charges else None
-        return AtomicOutputs.of(total[:, 0], x, charges=charges)
+        penalties = self.hierarchy_weight * excess(together[:, :, 0])[:, None] if self.has_penalty else None
+        return AtomicOutputs.of(total[:, 0], x, charges=charges, penalties=penalties)
 
     def _filters(self, graph: AtomicGraph, pairs: Pairs) -> Sequence[Tensor]:
         """G g of each module, T x (P, F)."""

@@ -77,14 +77,24 @@ class AtomicOutputs:
     scalars: Tensor  # (N, F) invariant features, which heads read
     vectors: Tensor  # (N, 3, G) features that turn with the structure; G = 0 where a potential has none
     charges: Tensor  # (N, C) elementary charges that add up to the total charge; C = 1 if the network has its own, else 0
+    penalties: Tensor  # (N, R) what the mean over atoms adds to the loss; R = 1 if the network has a penalty, else 0
 
     @classmethod
     def of(
-        cls, energies: Tensor, scalars: Tensor, *, vectors: Tensor | None = None, charges: Tensor | None = None
+        cls,
+        energies: Tensor,
+        scalars: Tensor,
+        *,
+        vectors: Tensor | None = None,
+        charges: Tensor | None = None,
+        penalties: Tensor | None = None,
     ) -> "AtomicOutputs":
         """Outputs of which a potential has only some."""
-        no_vectors = scalars.new_zeros(scalars.shape[0], 3, 0) if vectors is None else vectors
-        return cls(energies, scalars, no_vectors, scalars[:, :0] if charges is None else charges)
+        vectors = scalars.new_zeros(scalars.shape[0], 3, 0) if vectors is None else vectors
+        nothing = scalars[:, :0]
+        return cls(
+            energies, scalars, vectors, nothing if charges is None else charges, nothing if penalties is None else penalties
+        )
 
 
 class Potential(nn.Module, ABC):
@@ -103,6 +113,7 @@ class Potential(nn.Module, ABC):
         num_scalars: int,
         num_vectors: int = 0,
         has_charges: bool = False,
+        has_penalty: bool = False,
     ) -> None:
         super().__init__()
         self.section = section  # what it was built from: with the elements and the weights, all that it is
@@ -110,6 +121,7 @@ class Potential(nn.Module, ABC):
         self.cutoff = section.cutoff
         self.elements = tuple(elements)
         self.num_scalars, self.num_vectors, self.has_charges = num_scalars, num_vectors, has_charges
+        self.has_penalty = has_penalty
 
     @abstractmethod
     def forward(self, graph: AtomicGraph) -> AtomicOutputs:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from modelforge.atoms.graph import AtomicGraph
@@ -23,13 +23,15 @@ from modelforge.nn.per_element import ElementNetworks
 from modelforge.nn.soap import SOAP, random_structures
 from modelforge.nn.soap_radial import SOAPBasisName
 from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
-from modelforge.section import Count, CountOrZero, Length
+from modelforge.section import Count, CountOrZero, Length, SectionError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "tanh": nn.Tanh, "shifted_softplus": ShiftedSoftplus}
 MOST_FEATURES = 50_000
 NUM_STATE_FEATURES = 16  # that tell charge and spin
 USUAL_WIDTH = 64  # inputs of a layer that the usual learning rates are made for
 SMALLEST_DEVIATION = 1e-3  # of a feature, relative to the largest: smaller ones are rounding
+SMALLEST_VARIANCE = 1e-20  # of the feature that varies most: one alone, divided by its length, is always 1
+NARROWEST_GTO = 1.2  # angstrom
 
 
 class SOAPFields(PotentialFields):
@@ -45,6 +47,15 @@ class SOAPFields(PotentialFields):
     """Standard deviation of the Gaussian that stands for a neighbour."""
     radial_basis: SOAPBasisName = "gto"
     """Radial functions: Gaussians times powers of the distance, or polynomials."""
+
+    @model_validator(mode="after")
+    def _radial_functions_differ(self) -> "SOAPFields":
+        if self.radial_basis == "gto" and self.cutoff < NARROWEST_GTO:
+            at_least = (
+                f'must be at least {NARROWEST_GTO} for radial_basis = "gto", whose functions end between 1 and the cutoff'
+            )
+            raise SectionError(("cutoff", f'{at_least} (got {self.cutoff:g}); use "polynomial"'))
+        return self
 
     def descriptor(self, elements: Sequence[int]) -> SOAP:
         """The power spectrum for these elements; a `UserError` where it has too many features."""
@@ -87,12 +98,14 @@ class SOAPSection(SOAPFields):
 class SOAPNetwork(Potential):
     """The network of the module's docstring."""
 
+    numbers: Tensor  # (Z,)
     mean: Tensor  # (Z, F)
     deviation: Tensor  # (Z, F) times sqrt(F/64)
 
     def __init__(self, section: SOAPSection, elements: Sequence[int]) -> None:
         super().__init__(section, elements=elements, num_scalars=section.num_features)
         self.descriptor, self.normalized = section.descriptor(elements), section.normalized
+        self.register_buffer("numbers", torch.tensor(self.elements), persistent=False)
         mean, deviation = self._standards()
         self.register_buffer("mean", mean)
         self.register_buffer("deviation", deviation)
@@ -124,8 +137,7 @@ class SOAPNetwork(Potential):
 
     def _standardized(self, features: Tensor, atomic_numbers: Tensor) -> Tensor:
         """Features as deviations from what is usual for the element of the atom."""
-        element = torch.as_tensor(self.elements, device=atomic_numbers.device)
-        one_hot = (atomic_numbers[:, None] == element).to(features.dtype)  # (N, Z)
+        one_hot = (atomic_numbers[:, None] == self.numbers).to(features.dtype)  # (N, Z)
         with torch.autocast(features.device.type, enabled=False):
             return (features - one_hot @ self.mean) / (one_hot @ self.deviation)
 
@@ -137,5 +149,5 @@ class SOAPNetwork(Potential):
         of_element = [features[graph.atomic_numbers == element] for element in self.elements]
         mean = torch.stack([rows.mean(dim=0) for rows in of_element])
         variance = torch.stack([rows.var(dim=0) for rows in of_element])
-        smallest = SMALLEST_DEVIATION**2 * variance.amax(dim=1, keepdim=True)
+        smallest = SMALLEST_DEVIATION**2 * variance.amax(dim=1, keepdim=True).clamp(min=SMALLEST_VARIANCE)
         return mean, (variance + smallest).sqrt() * math.sqrt(features.shape[1] / USUAL_WIDTH)

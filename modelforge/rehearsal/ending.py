@@ -25,7 +25,7 @@ from modelforge.data.structures import Integers, Structures
 from modelforge.errors import UserError
 from modelforge.files import write_text
 from modelforge.final_test import evaluate_sets
-from modelforge.model_file import FILE_NAME, load_potential, save_potential
+from modelforge.model_file import FILE_NAME, TrainedPotential, load_potential, save_potential
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.rehearsal.rehearsal import Rehearsal, RehearsalFailed, bytes_in_words, no_number
 from modelforge.report import data_report, error_table
@@ -83,7 +83,7 @@ def tested_few(run: Rehearsal) -> dict[str, Any]:
 def write_report(run: Rehearsal, metrics: dict[str, Any]) -> None:
     """Results and table of these errors."""
     for name, (structures, members) in _few(run).evaluated_sets().items():
-        _refuse_no_numbers(name, structures.take(members), metrics[name], has_energies=run.trained.has_energies)
+        _refuse_no_numbers(name, structures.take(members), metrics[name], run.trained)
     results = {"weights": run.trained.weights, "data": data_report(run.data), "metrics": metrics}
     try:
         write_text(_folder(run).results, json.dumps(results, indent=2))
@@ -146,9 +146,10 @@ def _largest_batch(structures: Structures, members: Integers, *, size: int) -> I
     return members[first : first + size]
 
 
-def _refuse_no_numbers(name: str, structures: Structures, found: dict[str, Any], *, has_energies: bool) -> None:
+def _refuse_no_numbers(name: str, structures: Structures, found: dict[str, Any], trained: TrainedPotential) -> None:
     """Errors leave out predictions that are not finite: there must be as many as labels."""
-    num_labels = int(structures.has_energy.sum()) * has_energies, int(np.isfinite(structures.forces).sum())
+    num_energies, num_forces = int(structures.has_energy.sum()), int(np.isfinite(structures.forces).sum())
+    num_labels = num_energies * trained.has_energies, num_forces * trained.has_forces
     if (found["num_energy_labels"], found["num_force_components"]) != num_labels:
         raise no_number(f"dataset: the set {name!r} (such as {structures.place(0)})")
 

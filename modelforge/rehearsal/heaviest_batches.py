@@ -15,7 +15,7 @@ from modelforge.errors import UserError
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.rehearsal.rehearsal import Rehearsal, RehearsalFailed, is_out_of_memory, no_number, peak_memory, sizes_in_words
 from modelforge.training.clipping import Clipping
-from modelforge.training.eager_step import EagerStep
+from modelforge.training.eager_step import EagerStep, plain_scales
 from modelforge.training.loss import LossSection, weights_of
 from modelforge.training.metrics import ErrorSums
 from modelforge.training.step import in_a_line
@@ -78,7 +78,7 @@ def _step(run: Rehearsal, model: EnergyModel, batch: Batch, loss: LossSection) -
     model.train().zero_grad()
     terms = " and ".join(weights_of(loss))
     with run.autocast():
-        result = EagerStep(model, loss)(batch.to(run.device), model.scale.new_ones(len(weights_of(loss))))
+        result = EagerStep(model, loss)(batch.to(run.device), plain_scales(model, loss))
     result.loss.backward(inputs=[weight for weight in model.parameters() if weight.requires_grad])  # type: ignore[no-untyped-call]
     norm = Clipping(run.experiment.training.clipping)(_gradients(model))
     if not math.isfinite(result.loss.detach()):

@@ -1,12 +1,16 @@
-"""One training step as a function of weights and batch: loss terms, predictions and a loss to differentiate. T loss terms."""
+"""One training step as a function of weights and batch: loss terms, predictions and a loss to differentiate.
+
+T loss terms, R penalties of the network: 1 or none.
+"""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from modelforge.atoms.graph import Batch, Prediction, tensors_of
 from modelforge.potentials.energy_model import EnergyModel
-from modelforge.training.loss import LossSection, term_sums
+from modelforge.training.loss import NUM_ATOMS, LossSection, term_counts, term_sums, weights_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +22,19 @@ class StepResult:
     prediction: Prediction
 
 
+def plain_scales(model: EnergyModel, loss: LossSection) -> Tensor:
+    """Scales of 1, (T + R,): of steps that are only tried."""
+    return model.scale.new_ones(len(weights_of(loss)) + model.has_penalty)
+
+
+def scales_of(model: EnergyModel, loss: LossSection, weights: Tensor, label_counts: Tensor) -> Tensor:
+    """The scales of a step (T + R,) from the weights of the terms (T,) and the numbers of labels (8,)."""
+    of_terms = weights / term_counts(loss, label_counts)
+    if not model.has_penalty:
+        return of_terms
+    return torch.cat([of_terms, 1.0 / label_counts[NUM_ATOMS : NUM_ATOMS + 1].clamp(min=1.0)])
+
+
 class EagerStep:
     """The step as torch runs it operation by operation."""
 
@@ -25,15 +42,21 @@ class EagerStep:
         self.model, self.loss = model, loss
 
     def __call__(self, batch: Batch, scales: Tensor) -> StepResult:
-        """Loss and prediction of a batch; `scales` (T,) multiply the numerators of the terms: weights over numbers of labels.
+        """Loss and prediction of a batch; `scales` (T + R,) multiply the numerators of the terms, then the sum of penalties.
 
-        The numbers are those of all batches of an optimizer step, on all processes: gradients of batches then add up to the
-        gradient of the whole.
+        They are weights over numbers of labels, and one over that of atoms, in all batches of an optimizer step, on all
+        processes: gradients of batches then add up to the gradient of the whole.
         """
-        prediction = self.model(batch.graph, forces=self.loss.forces_weight > 0, stress=self.loss.stress_weight > 0)
+        prediction, penalties = self.model.with_penalties(
+            batch.graph, forces=self.loss.forces_weight > 0, stress=self.loss.stress_weight > 0
+        )
         sums = term_sums(self.loss, prediction, batch.labels, batch.graph, batch.weight)
         detached = Prediction(*(tensor.detach() for tensor in tensors_of(prediction)))
-        loss = (sums[:, 0] * scales).sum()
+        numerators = sums[:, 0]
+        if self.model.has_penalty:
+            penalty = (penalties * batch.weight[batch.graph.structure_index][:, None]).sum(dim=0)  # (1,)
+            numerators = torch.cat([numerators, penalty])
+        loss = (numerators * scales).sum()
         for nothing in self._unused(prediction):
             loss = loss + 0.0 * nothing.sum()  # so that each weight has a gradient, as DDP expects
         return StepResult(loss, sums.detach(), detached)

@@ -49,10 +49,14 @@ def ledger(section: LossSection, raw: Sequence[float], weights: Sequence[float],
 
 
 def gradient_norms(step: EagerStep | CompiledStep, batch: Batch, scales: Tensor) -> Tensor:
-    """The norm of the gradient of each weighted term (T,), for the weights that the model has now."""
+    """The norm of the gradient of each weighted term (T,), for the weights that the model has now.
+
+    `scales` are those of the step, of which the one of a penalty is left out.
+    """
     parameters = [weight for weight in step.model.parameters() if weight.requires_grad]
     norms = []
-    for only in torch.eye(len(scales), dtype=scales.dtype, device=scales.device):
+    num_terms = len(scales) - step.model.has_penalty
+    for only in torch.eye(num_terms, len(scales), dtype=scales.dtype, device=scales.device):
         loss = step(batch, scales * only).loss
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         norms.append(torch.stack(torch._foreach_norm(gradients)).norm())

@@ -77,12 +77,22 @@ class LossSection(Section):
 TERMS = ("energy", "forces", "stress", "dipole", "quadrupole", "partial_charges")
 TERMS_OF_CHARGES = TERMS[3:]
 # Places in Batch.label_counts.
-ENERGIES, FORCE_STRUCTURES, FORCE_COMPONENTS, STRESS_COMPONENTS, DIPOLES, QUADRUPOLES, CHARGES = range(len(LABEL_COUNTS))
+(
+    ENERGIES,
+    FORCE_STRUCTURES,
+    FORCE_COMPONENTS,
+    STRESS_COMPONENTS,
+    DIPOLES,
+    QUADRUPOLES,
+    CHARGES,
+    NUM_ATOMS,
+) = range(len(LABEL_COUNTS))
 
 
 def trains_energies(section: LossSection, *, is_conservative: bool) -> bool:
-    """Whether energies come to mean something: forces train them too where they are derivatives."""
-    return is_conservative or section.energy_weight > 0
+    """Whether energies come to mean something: their derivatives train them too, which direct forces are not."""
+    derivatives = {"stress", "forces"} if is_conservative else {"stress"}
+    return bool(({"energy"} | derivatives) & weights_of(section).keys())
 
 
 def weights_of(section: LossSection) -> dict[str, float]:

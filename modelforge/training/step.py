@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo import mark_dynamic
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.function import FunctionCtx
@@ -42,7 +42,7 @@ class CompiledStep:
         self._compiled = cast(Callable[..., list[Tensor]], torch.compile(graph, dynamic=None))
 
     def __call__(self, batch: Batch, scales: Tensor) -> StepResult:
-        """Loss and prediction of a batch for the scales of the terms (T,)."""
+        """Loss and prediction of a batch for the scales of an eager step."""
         if self.failure or not fits_compilation(batch, self.model.reach):
             return self.eager(batch, scales)
         inputs = _inputs(batch)
@@ -166,15 +166,22 @@ def _traced(eager: EagerStep, num_parameters: int, tensors: Sequence[Tensor], *,
     return traced
 
 
-class _Substituted:
+class _Substituted(nn.Module):
     """A model that runs with other tensors in the place of its weights and buffers."""
 
     def __init__(self, model: EnergyModel, named: dict[str, Tensor]) -> None:
-        self.model, self.named, self.has_charges = model, named, model.has_charges
+        super().__init__()
+        self.model, self.named = model, {f"model.{name}": tensor for name, tensor in named.items()}
+        self.has_charges, self.has_penalty = model.has_charges, model.has_penalty
 
-    def __call__(self, graph: AtomicGraph, *, forces: bool, stress: bool) -> Prediction:
+    def forward(self, graph: AtomicGraph, *, forces: bool, stress: bool) -> tuple[Prediction, Tensor]:
+        """With the weights and buffers that the model has now."""
+        return self.model.with_penalties(graph, forces=forces, stress=stress)
+
+    def with_penalties(self, graph: AtomicGraph, *, forces: bool, stress: bool) -> tuple[Prediction, Tensor]:
+        """As the model gives it with the others."""
         options = {"forces": forces, "stress": stress}
-        return cast(Prediction, torch.func.functional_call(self.model, self.named, (graph,), options))
+        return cast(tuple[Prediction, Tensor], torch.func.functional_call(self, self.named, (graph,), options))
 
 
 def _stand_ins(tensors: Sequence[Tensor], num_fixed: int) -> list[Tensor]:

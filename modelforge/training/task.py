@@ -15,9 +15,10 @@ from modelforge.atoms.graph import Batch, Prediction
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.training.clipping import Clipping
 from modelforge.training.compilation import StepCompiler
+from modelforge.training.eager_step import scales_of
 from modelforge.training.fault_record import FaultRecord
 from modelforge.training.learning_rate import LearningRate
-from modelforge.training.loss import term_counts, term_sums, trains_energies, weights_of
+from modelforge.training.loss import term_sums, trains_energies, weights_of
 from modelforge.training.metrics import ErrorSums, without_energies
 from modelforge.training.optimizer import build_optimizer
 from modelforge.training.section import TrainingSection
@@ -111,13 +112,13 @@ class TrainingTask(pl.LightningModule):
         loss.backward(inputs=self._trained_weights)  # type: ignore[no-untyped-call]
 
     def scales(self, batch: Batch) -> Tensor:
-        """What the numerators of the terms are multiplied with, (T,): weights over numbers of labels.
+        """What a step multiplies the numerators of the terms with, and the network's penalty, (T + R,).
 
         Times the number of processes and of accumulated batches, as DDP and the Trainer divide by these.
         """
         self._set_loss_weights()
         parts = self.num_processes * self.section.accumulate_batches
-        return self.loss_weights * parts / term_counts(self.loss, batch.label_counts)
+        return parts * scales_of(self.model, self.loss, self.loss_weights, batch.label_counts)
 
     def _set_loss_weights(self) -> None:
         before, now = self._weights_now, self.weights_now()

@@ -6,9 +6,10 @@ import pytorch_lightning as pl
 import torch
 
 from modelforge.data.module import DataModule
+from modelforge.training.eager_step import scales_of
 from modelforge.training.ledger import LedgerEntry, gradient_norms, ledger
 from modelforge.training.listener import Validation
-from modelforge.training.loss import term_counts, term_values
+from modelforge.training.loss import term_values
 from modelforge.training.metrics import errors
 from modelforge.training.task import TrainingTask
 
@@ -58,7 +59,7 @@ def _ledger(trainer: pl.Trainer, task: TrainingTask, data: DataModule, raw: list
     """By the weights of now; gradients are those of the raw weights on the same few training structures each time."""
     batch = data.batches.sample(LEDGER_STRUCTURES).to(task.device)
     weights = task.weights_now()
-    scales = batch.label_counts.new_tensor(weights) / term_counts(task.loss, batch.label_counts)
+    scales = scales_of(task.model, task.loss, batch.label_counts.new_tensor(weights), batch.label_counts)
     was_training = task.model.training
     task.model.train()
     with torch.enable_grad(), trainer.precision_plugin.train_step_context():

@@ -19,6 +19,7 @@ from modelforge.data.store.opening import OpenedData
 from modelforge.data.store.prepared_once import silent
 from modelforge.data.structures import COLUMNS, Structures
 from modelforge.errors import UserError
+from modelforge.physics.dispersion import D3BJ
 from modelforge.physics.fixed_energy import FixedTerms
 from modelforge.physics.repulsion import ZBL
 
@@ -131,10 +132,14 @@ def test_damaged_ones_are_computed_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert "damaged; computing them again" in said[0]
 
 
-def test_atoms_upon_each_other_are_refused_where_they_are_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("terms", [TERMS, FixedTerms(dispersion=D3BJ(method="pbe"))], ids=["repulsion", "dispersion"])
+def test_atoms_upon_each_other_are_refused_where_they_are_used(tmp_path: Path, terms: FixedTerms) -> None:
+    """Their dispersion energy is finite, its derivative is not."""
     atoms = all_atoms()
     atoms[2].positions[1] = atoms[2].positions[0]
     opened = opened_data(structures_of(atoms))
-    assert np.isfinite(reduced(opened, tmp_path).fixed_energy[USED]).all()
-    with pytest.raises(UserError, match=r"made\.xyz:2: must have a finite energy of zbl \(cutoff 3\) \(got (inf|nan)\)"):
-        reduced(opened, tmp_path, used=np.arange(5))
+    assert np.isfinite(reduced(opened, tmp_path, terms=terms).fixed_energy[USED]).all()
+    with pytest.raises(
+        UserError, match=r"made\.xyz:2: must have a finite energy and finite forces of (zbl|d3bj) \(.*upon each"
+    ):
+        reduced(opened, tmp_path, terms=terms, used=np.arange(5))

@@ -135,6 +135,31 @@ def test_an_atomref_prior_becomes_the_self_energies(shared_data: Path) -> None:
         imported(golden | more, torchmdnet.imported, mean_per_atom=1.0)
 
 
+def test_means_that_were_trained_do_not_tell_the_cutoff(shared_data: Path) -> None:
+    golden = read(shared_data / "golden" / "tensornet_random_o3.npz")
+    name = "w/representation_model.distance_expansion.means"
+    trained = golden[name] + 0.01 * np.random.default_rng(0).normal(size=golden[name].shape)
+    found = imported(golden | {name: trained}, torchmdnet.imported)
+    assert found.section.cutoff == 4.5
+    assert found.state["radial_basis.centres"].tolist() == trained.tolist()
+
+
+ROWLESS = {  # file, weights whose rows are counted, format
+    "torchani": ("ani1x_weights_0", "w/C.1.weight"),
+    "aimnet": ("aimnet2_random", "w/afv.weight"),
+    "sake": ("sake_random", "w/params/d0/edge_model/kernel/means"),
+}
+
+
+@pytest.mark.parametrize("name", ROWLESS)
+@pytest.mark.parametrize("array", [np.array(1.0), np.zeros((0, 3))], ids=["number", "empty"])
+def test_weights_without_rows_are_told(name: str, array: np.ndarray, shared_data: Path) -> None:
+    file, weight = ROWLESS[name]
+    golden = read(shared_data / "golden" / f"{file}.npz") | {weight: array}
+    with pytest.raises(UserError, match=f"{weight.removeprefix('w/params/')}: must have rows"):
+        imported(golden, FORMATS[name])
+
+
 def test_a_box_of_the_network_is_left_out_and_that_is_told(shared_data: Path) -> None:
     golden = read(shared_data / "golden" / "tensornet_random_o3.npz")
     box = "w/representation_model.distance.box"

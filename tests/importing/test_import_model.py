@@ -32,7 +32,11 @@ CASES = {  # file: format, unit of energy in eV, key of the energies, options
     "tensornet_expected_f32": ("torchmdnet", 1.0, "energy", []),
     "sake_random": ("sake", 1.0, "energy", []),
     "sake_random_noupdate": ("sake", ENERGY_IN_EV["hartree"], "energy", ["--energy-unit", "hartree"]),
+    "ani1x_weights_0": ("torchani", ENERGY_IN_EV["hartree"], "energy", []),
+    "ani2x_weights_0": ("torchani", ENERGY_IN_EV["hartree"], "energy", ["--elements", "H,C,N,O,S,F,Cl"]),
+    "aimnet2_random": ("aimnet", 1.0, "energy", ["--elements", "H,C,O"]),
 }
+PREDICTED = {"ani1x_weights_0": "ani1x_neurochem", "ani2x_weights_0": "ani2x_reference_0"}  # where the file has weights alone
 
 
 def atoms_of(golden: Mapping[str, np.ndarray]) -> list[Atoms]:
@@ -61,7 +65,7 @@ def run(*words: str | Path) -> str:
 def test_an_imported_potential_predicts_what_the_package_does(file: str, shared_data: Path, tmp_path: Path) -> None:
     """In evaluate, from a file of structures, and in the calculator."""
     name, unit, key, options = CASES[file]
-    golden, out = read(shared_data / "golden" / f"{file}.npz"), tmp_path / "imported.safetensors"
+    golden, out = read(shared_data / "golden" / f"{PREDICTED.get(file, file)}.npz"), tmp_path / "imported.safetensors"
     told = run(
         "import", "--format", name, shared_data / "golden" / f"{file}.npz", "--out", out, "--precision", "float64", *options
     )
@@ -83,6 +87,22 @@ def test_an_imported_potential_predicts_what_the_package_does(file: str, shared_
             expected = unit * golden["stress"][place]
             np.testing.assert_allclose(atoms.get_stress(voigt=False), expected, rtol=0, atol=RELATIVE * np.abs(expected).max())
     assert np.abs(np.concatenate(found) - forces).max() < RELATIVE * np.abs(forces).max()
+
+
+@pytest.mark.parametrize(("charge", "end"), [(1, "_charge1"), (-1, "_charge_minus1")])
+def test_an_imported_aimnet2_knows_ions(charge: int, end: str, shared_data: Path, tmp_path: Path) -> None:
+    """By `info["charge"]`, as ASE's other calculators do."""
+    path = shared_data / "golden" / "aimnet2_random.npz"
+    run("import", "--format", "aimnet", path, "--out", tmp_path / "x", "--precision", "float64")
+    golden, calculator = read(path), ModelforgeCalculator(tmp_path / "x")
+    found = []
+    for atoms in atoms_of(golden):
+        atoms.info["charge"], atoms.calc = charge, calculator
+        found.append((atoms.get_potential_energy(), atoms.get_forces(), atoms.get_charges()))
+    energy, forces, charges = zip(*found, strict=True)
+    assert np.abs(golden[f"forces{end}"] - golden["forces"]).max() > 1e-3, "the charge does nothing, so this could not fail"
+    for got, key in ((np.array(energy), "energy"), (np.concatenate(forces), "forces"), (np.concatenate(charges), "charges")):
+        assert np.abs(got - golden[f"{key}{end}"]).max() < RELATIVE * np.abs(golden[f"{key}{end}"]).max()
 
 
 def _exact(atoms: Atoms) -> str:
@@ -164,6 +184,12 @@ REFUSED = {  # file, hyper-parameters, and what is said
     "lower cutoff": ("tensornet_random_o3", {"cutoff_lower": 0.5}, "hyper.cutoff_lower: must be at most 0"),
     "Gaussian radial functions": ("tensornet_random_o3", {"rbf_type": "gauss"}, "hyper.rbf_type: unknown choice 'gauss'"),
     "sigmoid": ("tensornet_random_o3", {"activation": "sigmoid"}, "hyper.activation: unknown choice 'sigmoid'"),
+    "a cutoff that is not that of the means": (
+        "tensornet_random_o3",
+        {"cutoff": 5.0},
+        r"hyper.cutoff: must be 4.5, as w/representation_model.distance_expansion.means says \(got 5\)",
+    ),
+    "another first shift": ("aimnet2_random", {"rmin": 0.9}, r"hyper.rmin: must be 0.8, as w/aev.shifts_s says \(got 0.9\)"),
     "SAKE in bohr": ("sake_random", {"length_unit": "bohr"}, "hyper.length_unit: must be angstrom"),
     "SAKE with a cutoff": ("sake_random", {"cutoff": 5.0}, "hyper.cutoff: "),
     "SAKE without attention": ("sake_random", {"use_semantic_attention": False}, "hyper.use_semantic_attention: must be true"),

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modelforge.atoms.units import ENERGY_IN_EV
 from modelforge.errors import UserError
 from modelforge.importing.torchani import columns_of, imported
 
@@ -26,6 +27,8 @@ HYPER: dict[str, Any] = {
     "self_energies_hartree": [-0.5, -75.0, -54.0],
 }
 
+SELF_ENERGIES = {"self_energies": {"H": -0.5, "O": -75.0, "N": -54.0}}
+
 
 def weights() -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
@@ -38,12 +41,19 @@ def weights() -> dict[str, np.ndarray]:
 
 
 def test_options_units_and_self_energies_are_taken_over():
-    made = imported(HYPER | {"energy_unit": "eV"}, weights())
+    made = imported(without(HYPER, "self_energies_hartree") | SELF_ENERGIES | {"energy_unit": "eV"}, weights())
     assert made.elements == (1, 7, 8)
     assert made.self_energies == {1: -0.5, 7: -54.0, 8: -75.0}
     assert made.scale == 1.0
     assert made.section.widths == dict.fromkeys(SPECIES, (4, 3))
     assert imported(HYPER, weights()).scale == pytest.approx(27.211386, abs=1e-6)
+
+
+def test_self_energies_in_hartree_stay_so_for_a_network_in_another_unit():
+    made = imported(HYPER | {"energy_unit": "kcal/mol"}, weights())
+    hartree = ENERGY_IN_EV["hartree"]
+    assert made.self_energies == {1: -0.5 * hartree, 7: -54.0 * hartree, 8: -75.0 * hartree}
+    assert made.scale == ENERGY_IN_EV["kcal/mol"]
 
 
 def test_columns_are_those_of_the_same_elements_and_pairs():
@@ -52,7 +62,7 @@ def test_columns_are_those_of_the_same_elements_and_pairs():
     assert columns == [0, 1, 4, 5, 2, 3, *(6 + place for place in (0, 2, 1, 5, 4, 3))]
 
 
-def without(names: dict[str, np.ndarray], removed: str) -> dict[str, np.ndarray]:
+def without(names: dict[str, Any], removed: str) -> dict[str, Any]:
     return {name: array for name, array in names.items() if name != removed}
 
 

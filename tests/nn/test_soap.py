@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,17 @@ from scipy.special import spherical_in
 
 from modelforge.atoms.graph import AtomicGraph
 from modelforge.nn.soap import SOAP, random_structures
-from modelforge.nn.soap_radial import SOAPBasisName, gto_functions, inverse_root, polynomial_functions, radial_series
+from modelforge.nn.soap_radial import (
+    DIGITS,
+    SOAPBasisName,
+    as_floats,
+    gto_basis,
+    gto_functions,
+    inverse_root,
+    polynomial_functions,
+    polynomials,
+    radial_series,
+)
 
 AS_DSCRIBE = 2e-11  # relative; DScribe's own quadrature and inverse roots are exact to 1e-11
 ELEMENTS = (1, 6, 8)
@@ -68,7 +79,8 @@ def test_closed_form_of_gaussians_is_their_integral() -> None:
     ends = np.array([1.0, cutoff])
     decay = -np.log(1e-3 / ends**degree) / ends**2
     power = degree + 1.5
-    roots = inverse_root(0.5 * math.gamma(power) * (decay[:, None] + decay) ** -power)
+    overlaps = 0.5 * math.gamma(power) * (decay[:, None] + decay) ** -power
+    roots = as_floats(inverse_root(overlaps.tolist()))
 
     def integrand(r: float, k: int) -> float:
         gaussian = np.exp(-(r**2 + distance**2) / (2 * width**2))
@@ -93,16 +105,35 @@ def test_the_series_is_exact_at_all_distances_and_bases(basis: SOAPBasisName, nu
         assert np.abs(found - expected[:, degree]).max() < 1e-11 * np.abs(expected).max()
 
 
-def test_inverse_roots_are_exact_where_float64_has_no_digits_left() -> None:
-    """Eight polynomials, whose overlaps have eigenvalues 1e16 apart."""
-    order = np.arange(1, 9)
-    sums = order[:, None] + order
-    overlaps = 2.0 * 5.0 ** (7.0 + sums) / ((5 + sums) * (6 + sums) * (7 + sums))
+def test_ten_polynomials_are_orthogonal_to_the_last_digits() -> None:
+    """Overlaps of the powers have eigenvalues 1e20 apart: rounded to float64 they would leave no digit of the roots."""
     nodes, weights = np.polynomial.legendre.leggauss(60)
     radius = 2.5 * (nodes + 1.0)
-    functions = (5.0 - radius[:, None]) ** (order + 2) @ inverse_root(overlaps)
+    functions = polynomials(radius, num_radial=10, cutoff=5.0)
     products = functions.T @ (functions * (2.5 * weights * radius**2)[:, None])
-    assert np.abs(products - np.eye(8)).max() < 1e-6
+    assert np.abs(products - np.eye(10)).max() < 1e-12
+
+
+def test_ten_gaussians_are_orthogonal_where_their_ends_are_close() -> None:
+    """At a cutoff of 2 angstrom overlaps have eigenvalues 3e14 apart."""
+    degree = 1
+    decay, roots = gto_basis(degree, num_radial=10, cutoff=2.0)
+    with mpmath.workdps(DIGITS):
+        power = degree + mpmath.mpf(1.5)
+        overlaps = mpmath.matrix([[mpmath.gamma(power) / 2 * (a + b) ** -power for b in decay] for a in decay])
+        products = as_floats(roots * overlaps * roots)
+    assert np.abs(products - np.eye(10)).max() < 1e-14
+    ends = np.linspace(1.0, 2.0, 10)
+    assert [float(value) for value in decay] == pytest.approx(-np.log(1e-3 / ends**degree) / ends**2)
+
+
+def test_narrow_gaussians_are_integrated_at_as_many_points_as_they_need() -> None:
+    """Far from the ends, a Gaussian that is narrow beside the radial functions only takes their value where it stands."""
+    width, distance = 0.01, np.array([1.3, 2.9])
+    found = polynomial_functions(distance, num_radial=2, l_max=0, cutoff=4.0, gaussian_width=width)[:, 0]
+    volume = (2 * np.pi) ** 1.5 * width**3
+    expected = volume * polynomials(distance, num_radial=2, cutoff=4.0)
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 def test_rotations_and_reflections_change_nothing(basis: SOAPBasisName) -> None:

@@ -46,6 +46,15 @@ def test_a_molecule_has_the_sum_of_the_closed_form_over_its_pairs(cutoff: float 
     assert energies(ZBL(cutoff=cutoff), [atoms])[0] == pytest.approx(sum(parts), rel=1e-7)
 
 
+def test_a_cutoff_has_all_its_digits() -> None:
+    found = energies(ZBL(cutoff=1.1), [dimer("CO", 0.9)])[0]
+    numbers = torch.tensor([6]), torch.tensor([8])
+    expected = pair_energies(
+        torch.tensor([0.9], dtype=torch.float64), *numbers, cutoffs=torch.tensor([1.1], dtype=torch.float64)
+    )
+    assert found == pytest.approx(float(expected), rel=1e-13)
+
+
 def test_two_carbons_have_the_energies_that_openmm_gives() -> None:
     """OpenMM ends the same screened repulsion by (1 + cos(pi r / (2 R))) / 2, with R = 0.73 angstrom for carbon."""
     distances, carbon = torch.tensor([0.01, 0.5, 1.0, 1.38], dtype=torch.float64), torch.full((4,), 6)

@@ -1,18 +1,26 @@
 """PhysNet against its equations written out atom by atom in numpy: each block, energies, charges and forces (float64)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from made_structures import batch_of, cluster
+from made_structures import NO_CONSTANTS, batch_of, cluster, labelled, structures_of
 from numpy.typing import NDArray
 from tolerances import EXACT_SUM, FINITE_DIFFERENCE, STEP
 
+from modelforge.atoms.graph import Batch
+from modelforge.data.batching.batches import structure_table
+from modelforge.data.batching.order import shared_batch
 from modelforge.nn.pairs import pairs_of
 from modelforge.potentials.energy_model import EnergyModel
-from modelforge.potentials.physnet import PhysNet, PhysNetSection
+from modelforge.potentials.physnet import PhysNet, PhysNetSection, excess
+from modelforge.training.eager_step import EagerStep, scales_of
+from modelforge.training.loss import LossSection
+from modelforge.training.loss import weights_of as terms_of
+from modelforge.training.step import CompiledStep
 
 Array = NDArray[np.float64]
 Weights = dict[str, Array]
@@ -193,6 +201,94 @@ def test_each_block_is_that_of_the_equations():
     outputs = potential(graph)
     assert_close(outputs.energies, energies)
     assert_close(outputs.charges[:, 0], charges)
+
+
+def penalty(w: Weights, atoms: Atoms) -> Array:
+    """What each atom gives: the square of each module's energy beside the sum of it and that of the module before."""
+    x = [w["embedding.weight"][ELEMENTS.index(z)] for z in atoms.numbers]
+    found, before = np.zeros(len(atoms)), np.zeros(len(atoms))
+    for t in range(NUM_MODULES):
+        x = [
+            blocks(w, f"residuals.{t}", one, RESIDUALS["num_atomic_residuals"]) for one in interaction(w, t, x, atoms.positions)
+        ]
+        energies = np.array([output(w, t, one)[0] for one in x])
+        if t:
+            found += energies**2 / (energies**2 + before**2 + 1e-7)
+        before = energies
+    return found
+
+
+OTHERS = [
+    labelled(atoms, seed=n) for n, atoms in enumerate((ATOMS, cluster(4, ELEMENTS, seed=5), cluster(9, ELEMENTS, seed=6)))
+]
+LOSS = LossSection(forces_weight=10.0)
+TERM_WEIGHTS = torch.tensor([1.0, 10.0], dtype=torch.float64)
+
+
+def loss_of(model: EnergyModel, batch: Batch) -> torch.Tensor:
+    return EagerStep(model, LOSS)(batch, scales_of(model, LOSS, TERM_WEIGHTS, batch.label_counts)).loss
+
+
+def beside_the_terms(step: EagerStep | CompiledStep, batch: Batch) -> float:
+    """What the loss has besides its terms."""
+    loss = step.loss if isinstance(step, EagerStep) else step.eager.loss
+    scales = scales_of(step.model, loss, TERM_WEIGHTS[: len(terms_of(loss))], batch.label_counts)
+    of_terms = torch.cat([scales[:-1], torch.zeros(1, dtype=torch.float64)])
+    return float(step(batch, scales).loss.detach() - step(batch, of_terms).loss.detach())
+
+
+def test_the_loss_has_the_penalty_of_the_equations():
+    """As a mean over atoms, those of structures with another weight as often as that says."""
+    potential = potential_of(SECTION)
+    model = EnergyModel(potential).double().train()
+    batch = batch_of(OTHERS, reach=model.reach)
+    batch = replace(batch, weight=torch.tensor([1.0, 3.0, 0.5], dtype=torch.float64))
+    expected = np.concatenate([penalty(weights_of(potential), atoms) for atoms in OTHERS])
+    assert_close(model.with_penalties(batch.graph, forces=False, stress=False)[1][:, 0], 0.01 * expected)
+    weights = np.repeat([1.0, 3.0, 0.5], [len(atoms) for atoms in OTHERS])
+    assert beside_the_terms(EagerStep(model, LOSS), batch) == pytest.approx(0.01 * np.mean(weights * expected), rel=1e-9)
+
+
+def test_parts_of_a_batch_have_together_the_gradient_of_the_whole():
+    """Three processes, of which one has only a stand-in, and two batches that accumulate."""
+    model = EnergyModel(potential_of(SECTION)).double().train()
+    table = structure_table(structures_of(OTHERS), reach=model.reach, self_energies=NO_CONSTANTS, dtype=torch.float64)
+    whole, weights = torch.arange(3), list(model.parameters())
+    counts = table.num_labels(whole)
+    shares = [shared_batch(table, some, counts, rank=rank, num_processes=3) for some in whole.split(2) for rank in range(3)]
+    assert sum(int(share.indices[0]) == -1 for share in shares) == 3
+    parts = torch.autograd.grad(sum(loss_of(model, share) for share in shares), weights, allow_unused=True)
+    expected = torch.autograd.grad(loss_of(model, table.batch(whole)), weights, allow_unused=True)
+    for got, want in zip(parts, expected, strict=True):
+        assert_close(got, want.numpy())
+
+
+def test_a_compiled_step_has_the_penalty(monkeypatch: pytest.MonkeyPatch):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda graph, **options: real(graph, backend="aot_eager", **options))
+    small = SECTION.model_dump() | dict.fromkeys(RESIDUALS, 0) | {"num_layers": 2}
+    model = EnergyModel(potential_of(PhysNetSection.model_validate(small))).double().train()
+    batch = batch_of(OTHERS, reach=model.reach)
+    energies = LossSection(forces_weight=0.0)  # less to compile
+    compiled = CompiledStep(model, energies, batch, scales_of(model, energies, TERM_WEIGHTS[:1], batch.label_counts))
+    for some in (batch, batch_of(OTHERS[:2], reach=model.reach)):
+        expected = beside_the_terms(compiled.eager, some)
+        assert expected > 1e-4
+        assert beside_the_terms(compiled, some) == pytest.approx(expected, rel=1e-9)
+    assert compiled.failure is None, "an eager result in the place of a compiled one agrees with anything"
+
+
+def test_a_weight_of_zero_leaves_the_penalty_out():
+    model = EnergyModel(PhysNet(SECTION.model_copy(update={"hierarchy_weight": 0.0}), ELEMENTS)).train()
+    batch = batch_of(OTHERS, reach=model.reach, dtype=torch.float32)
+    assert model.with_penalties(batch.graph, forces=False, stress=False)[1].shape == (batch.graph.num_atoms, 0)
+    assert scales_of(model, LOSS, TERM_WEIGHTS.float(), batch.label_counts).shape == (2,)
+
+
+def test_the_penalty_of_outputs_that_are_zero_has_no_slope():
+    energies = torch.zeros(3, 4, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(excess(energies).sum(), energies)
+    assert (slope == 0).all()
 
 
 def test_a_new_network_gives_zero_and_learns_from_there():

@@ -15,8 +15,8 @@ from modelforge.atoms.graph import Batch, Labels, tensors_of
 from modelforge.potentials import PotentialSection
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.section import Section
-from modelforge.training.eager_step import EagerStep, StepResult
-from modelforge.training.loss import LossSection, term_counts, weights_of
+from modelforge.training.eager_step import EagerStep, StepResult, scales_of
+from modelforge.training.loss import LossSection, weights_of
 
 CUTOFF = 3.5
 SMALL = {"cutoff": CUTOFF, "num_features": 8, "num_filters": 6, "num_layers": 2, "num_radial": 5}
@@ -67,7 +67,7 @@ def labelled_by(model: EnergyModel, sample: Batch) -> Batch:
 def step(model: EnergyModel, loss: LossSection, sample: Batch) -> tuple[StepResult, list[Tensor]]:
     """A training step and its weight gradients."""
     weights = torch.tensor(list(weights_of(loss).values()), dtype=model.scale.dtype)
-    result = EagerStep(model.train(), loss)(sample, weights / term_counts(loss, sample.label_counts))
+    result = EagerStep(model.train(), loss)(sample, scales_of(model, loss, weights, sample.label_counts))
     gradients = torch.autograd.grad(result.loss, list(model.parameters()), allow_unused=True, materialize_grads=True)
     return result, list(gradients)
 

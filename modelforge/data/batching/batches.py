@@ -40,7 +40,7 @@ class StructureTable:
     quadrupole: Tensor  # (S, 3, 3)
     subset: Tensor  # (S,)
     weight: Tensor  # (S,) of each structure in the loss
-    label_counts: Tensor  # (S, 7) as in `Batch`, of each structure
+    label_counts: Tensor  # (S, 8) as in `Batch`, of each structure
     atomic_numbers: Rows  # (N,) uint8
     forces: Rows  # (N, 3) float64
     partial_charges: Rows  # (N,) float64
@@ -59,10 +59,11 @@ class StructureTable:
 
     def costs(self, chosen: Tensor) -> Integers:
         """The work for the chosen structures (S_b,), in edges."""
-        return costs_of(self.num_edges[chosen].numpy(), self.num_atoms[chosen].numpy())
+        num_triples = self.triples.num_triples[chosen].numpy() if self.triples else 0
+        return costs_of(self.num_edges[chosen].numpy(), self.num_atoms[chosen].numpy(), num_triples)
 
     def num_labels(self, chosen: Tensor) -> Tensor:
-        """How many labels the chosen structures have together, (7,)."""
+        """How many labels the chosen structures have together, (8,)."""
         return self.label_counts.index_select(0, chosen).sum(0)
 
     def batch(self, chosen: Tensor, *, label_counts: Tensor | None = None) -> Batch:
@@ -211,15 +212,15 @@ def known_force_components(structures: Structures, mapped: Columns | None) -> In
 def _label_counts(
     structures: Structures, energy: Tensor, stress: Tensor, volume: Tensor, num_forces: Integers, moments: Mapping[str, Tensor]
 ) -> Tensor:
-    """Labels of each structure that the loss can use, which takes the stress as a virial, (S, 7)."""
+    """Labels of each structure that the loss can use, which takes the stress as a virial, (S, 8)."""
     num_stresses = torch.from_numpy(np.isfinite(stress.numpy()).sum(axis=(1, 2))) * volume.isfinite()  # numpy adds faster
     num_dipoles, num_quadrupoles = (moments[name].isfinite().flatten(1).sum(dim=1) for name in ("dipole", "quadrupole"))
     charges = structures.partial_charges
     known = (
         np.zeros(len(structures)) if is_constant(charges) else np.add.reduceat(np.isfinite(charges), structures.offsets[:-1])
     )
-    forces = torch.from_numpy(num_forces)
-    counts = [energy.isfinite(), forces > 0, forces, num_stresses, num_dipoles, num_quadrupoles, torch.from_numpy(known)]
+    forces, of_atoms = torch.from_numpy(num_forces), [torch.from_numpy(known), _tensor(structures.num_atoms)]
+    counts = [energy.isfinite(), forces > 0, forces, num_stresses, num_dipoles, num_quadrupoles, *of_atoms]
     return torch.stack(counts, dim=1).to(energy.dtype)
 
 

@@ -51,8 +51,7 @@ def edges_of(
 
     `mapped` are the columns that the structures come from, if they are mapped files.
     """
-    if cutoff > LONGEST_CUTOFF:
-        _refuse_periodic(structures, cutoff)
+    refuse_endless(structures, cutoff=cutoff)
     if cache is None or structures.offsets[-1] < KEPT_FROM_ATOMS:
         parts = [_part(piece, cutoff=cutoff, dtype=dtype) for piece in structures.pieces(ATOMS_AT_A_TIME)]
         joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in NAMES}
@@ -75,8 +74,11 @@ def edges_of(
     return edges_of(structures, cutoff=cutoff, dtype=dtype)
 
 
-def _refuse_periodic(structures: Structures, cutoff: float) -> None:
-    periodic = np.flatnonzero(structures.periodic.any(axis=1))
+def refuse_endless(structures: Structures, members: Integers | slice = slice(None), *, cutoff: float) -> None:
+    """A `UserError` where a cutoff means all pairs of atoms, and one of the members is periodic."""
+    if cutoff <= LONGEST_CUTOFF:
+        return
+    periodic = np.arange(len(structures))[members][structures.periodic[members].any(axis=1)]
     if len(periodic):
         what = "potential.coulomb has no cutoff" if isinf(cutoff) else f"the cutoff of the potential is {cutoff:g} A"
         raise UserError(

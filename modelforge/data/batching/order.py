@@ -148,7 +148,7 @@ def _wholes(
 
 
 def shared_batch(table: StructureTable, whole: Tensor, label_counts: Tensor, *, rank: int, num_processes: int) -> Batch:
-    """One process' share of a batch of places in the table (S,), with the numbers of labels (7,) of its optimizer step."""
+    """One process' share of a batch of places in the table (S,), with the numbers of labels (8,) of its optimizer step."""
     if num_processes == 1:
         return table.batch(whole, label_counts=label_counts)
     share = share_of(table.costs(whole), rank=rank, num_processes=num_processes)
@@ -157,7 +157,7 @@ def shared_batch(table: StructureTable, whole: Tensor, label_counts: Tensor, *, 
 
 
 def stand_in(batch: Batch) -> Batch:
-    """The same structures without labels and without a place in the data set: they count nowhere."""
+    """The same structures without labels, weight and a place in the data set: they count nowhere."""
     labels = Labels(*(torch.full_like(values, torch.nan) for values in tensors_of(batch.labels)))
     nowhere, no_labels = torch.full_like(batch.indices, -1), torch.zeros_like(batch.label_counts)
-    return replace(batch, labels=labels, indices=nowhere, label_counts=no_labels)
+    return replace(batch, labels=labels, indices=nowhere, weight=torch.zeros_like(batch.weight), label_counts=no_labels)

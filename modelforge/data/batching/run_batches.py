@@ -8,7 +8,7 @@ from torch import Tensor
 
 from modelforge.atoms.graph import Batch, Reach
 from modelforge.data.batching.batches import StructureTable, structure_table
-from modelforge.data.batching.edges import edges_of
+from modelforge.data.batching.edges import LONGEST_CUTOFF, edges_of
 from modelforge.data.batching.order import BatchOrder, EvaluationBatches, TrainingBatches, shared_batch
 from modelforge.data.batching.packing import PackedOrder
 from modelforge.data.batching.shares import share_of
@@ -152,7 +152,8 @@ def _table(data: PreparedData, *, reach: Reach, dtype: torch.dtype, say: Say) ->
     forces_mapped = data.reduced.columns
     used = np.concatenate([data.split.train, data.split.validation])
     members = used
-    if len(used) * WORTH_A_COPY <= len(structures):
+    endless = max(reach.cutoff, reach.far_cutoff) > LONGEST_CUTOFF  # where edges of what is periodic cannot be found
+    if len(used) * WORTH_A_COPY <= len(structures) or (endless and structures.periodic.any()):
         structures, mapped, forces_mapped, members = structures.take(used), None, None, np.arange(len(used))
         key = content_hash(structures)
     precision = str(dtype).removeprefix("torch.")

@@ -26,9 +26,13 @@ class Share(NamedTuple):
     """Whether they are there only so that the process has something to do; another process has them, too."""
 
 
-def costs_of(num_edges: Integers, num_atoms: Integers) -> Integers:
+TRIPLES_PER_EDGE = 5
+"""Triples that take as long as an edge (measured for ANI); far edges, of which 70 do (PaiNN), hardly count."""
+
+
+def costs_of(num_edges: Integers, num_atoms: Integers, num_triples: Integers | int = 0) -> Integers:
     """The work for structures of these sizes, in edges, (S,)."""
-    costs: Integers = num_edges + EDGES_PER_ATOM * num_atoms
+    costs: Integers = num_edges + EDGES_PER_ATOM * num_atoms + num_triples // TRIPLES_PER_EDGE
     return costs
 
 

@@ -122,7 +122,7 @@ def test_the_heaviest_validation_batch_has_the_most_edges(folder: Path) -> None:
     one = all_processes(folder, 1, "training.evaluation_batch_size=2")[0]
     assert one.heaviest_places("validation").tolist() == [len(TRAINING), len(TRAINING) + 1]
     assert one.heaviest_validation().graph.num_edges == 5 * EDGES
-    assert one.heaviest_validation().label_counts.tolist() == [2.0, 2.0, 45.0, 0.0, 0.0, 0.0, 0.0]
+    assert one.heaviest_validation().label_counts.tolist() == [2.0, 2.0, 45.0, 0.0, 0.0, 0.0, 0.0, 15.0]
 
 
 def test_more_processes_than_validation_structures_all_have_a_batch(folder: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from made_structures import NO_CONSTANTS, cluster, crystal, structures_of
 
 from modelforge.atoms.graph import Reach
@@ -81,3 +82,14 @@ def test_an_atom_with_many_edges_needs_more_than_a_byte():
     triples = triples_of(one, many, cutoff=3.0)
     assert triples.num_triples.tolist() == [300 * 299 // 2]
     assert triples.edges.max() == 299
+
+
+def test_triples_are_work_too() -> None:
+    """Of two structures with as many edges the one with more triples takes longer."""
+    chain = Atoms("C12", positions=[(1.4 * place, 0, 0) for place in range(12)])  # with neighbours of neighbours 42 edges
+    clique = Atoms("C7", positions=2.0 * np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)]))
+    table = structure_table(
+        structures_of([chain, clique]), reach=Reach(4.1, triples_cutoff=4.1), self_energies=NO_CONSTANTS, dtype=torch.float32
+    )
+    assert table.num_edges.tolist() == [42, 42]
+    assert table.costs(torch.arange(2)).tolist() == [42 + 36 + (2 + 2 * 3 + 8 * 6) // 5, 42 + 21 + 7 * 15 // 5]
