@@ -132,7 +132,7 @@ def has_own_charges(potential: PotentialFields) -> bool:
 def inputs_of(potential: PotentialFields) -> Inputs:
     """What the energies of a potential depend on besides the atoms."""
     return Inputs(
-        charge=potential.charge_embedding or potential.coulomb.name != "none" or has_own_charges(potential),
+        charge=potential.sees_charge or potential.coulomb.name != "none" or has_own_charges(potential),
         charge_embedding=potential.charge_embedding,
         spin_embedding=potential.spin_embedding,
         partial_charges=potential.partial_charges,

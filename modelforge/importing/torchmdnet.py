@@ -1,4 +1,4 @@
-"""TensorNet of TorchMD-Net 2 and 3 (model "tensornet", output "Scalar"), without the total charge in the network.
+"""TensorNet of TorchMD-Net 2 and 3 (model "tensornet", output "Scalar"), with the total charge in its products.
 
 The radial functions are those of the file to the last digit, where it has them, and exact ones where it has not. An `Atomref`
 prior gives the self-energies. F features, K radial functions, T layers.
@@ -26,9 +26,6 @@ RADIAL = f"{MODEL}.distance_expansion"
 BOX = f"{MODEL}.distance.box"
 HEAD = "output_model.output_network.layers"
 ATOMREF = "prior_model.0"
-CHARGE_NOTE = (
-    "a total charge q has no effect here; TorchMD-Net, where it is given one, multiplies products of matrices by 1 + 0.1 q"
-)
 ROUNDING = 0.01  # of a cutoff that is known by exp(-cutoff) in single precision
 ACTIVATIONS: dict[str, Literal["silu", "tanh", "shifted_softplus"]] = {
     "silu": "silu",
@@ -77,6 +74,7 @@ def imported(hyper: Hyper, weights: Arrays) -> ImportedPotential:
         num_layers=options.num_layers,
         num_radial=options.num_rbf,
         activation=ACTIVATIONS[options.activation],
+        charge_in_products=True,
     )
     return ImportedPotential(
         section,
@@ -84,7 +82,7 @@ def imported(hyper: Hyper, weights: Arrays) -> ImportedPotential:
         state,
         {z: constants[z] + options.energy * atomrefs[z] for z in elements},
         options.energy * scale,
-        (*options.notes(elements), CHARGE_NOTE, *box_notes),
+        (*options.notes(elements), *box_notes),
     )
 
 

@@ -45,6 +45,11 @@ class PotentialFields(Section):
         return self
 
     @property
+    def sees_charge(self) -> bool:
+        """Whether the network sees the total charge."""
+        return self.charge_embedding
+
+    @property
     def triples_cutoff(self) -> float:
         """Distance up to which pairs of neighbours of an atom matter, angstrom; 0 where they do not."""
         return 0.0

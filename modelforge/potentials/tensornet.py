@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modelforge.atoms.graph import AtomicGraph
-from modelforge.atoms.sums import at_receivers, at_senders, sum_over_edges
+from modelforge.atoms.sums import at_atoms, at_receivers, at_senders, sum_over_edges
 from modelforge.nn.cutoffs import cosine_cutoff
 from modelforge.nn.layers import ElementEmbedding, ShiftedSoftplus, dense, without_autocast
 from modelforge.nn.matrix_products import anticommutator, square
@@ -33,6 +33,7 @@ from modelforge.section import Count, Length
 
 ACTIVATIONS = {"silu": nn.SiLU, "tanh": nn.Tanh, "shifted_softplus": ShiftedSoftplus}
 PARTS = (1, 3, 5)  # components of I, A and S; those of A are a vector
+CHARGE_FACTOR = 0.1  # of TorchMD-Net
 NUM_OF_FEATURES = 3  # first layers of the readout, which give features; the others give the energy
 # Orthogonal matrices that span the parts; whole numbers, exact in any precision, until `forward` normalizes them.
 COMPONENTS = (
@@ -62,6 +63,14 @@ class TensorNetSection(PotentialFields):
     """Radial basis functions (exponentials of exponentials, denser at short distances)."""
     activation: Literal["silu", "tanh", "shifted_softplus"] = "silu"
     """Non-linear function of all layers."""
+
+    charge_in_products: bool = False
+    """Whether products of matrices are multiplied by 1 + 0.1 q, with the total charge q, as in TorchMD-Net."""
+
+    @property
+    def sees_charge(self) -> bool:
+        """Whether the network sees the total charge."""
+        return self.charge_embedding or self.charge_in_products
 
     def build(self, elements: Sequence[int]) -> "TensorNet":
         """A network with random weights for these elements."""
@@ -141,15 +150,18 @@ class Interaction(nn.Module):
         self.mixing_before = Mixing(num_features)
         self.mixing_after = Mixing(num_features)
 
-    def forward(self, x: Tensor, radial: Radial, components: Tensor, graph: AtomicGraph) -> Tensor:
-        """New X, (N, C, F)."""
+    def forward(
+        self, x: Tensor, radial: Radial, components: Tensor, graph: AtomicGraph, *, strength: Tensor | None
+    ) -> Tensor:
+        """New X, (N, C, F); `strength` (N, 1, 1) multiplies the products, None stands for ones."""
         x = normalized(x)
         y = self.mixing_before(x)
         own = y * for_components(radial.own_filters(self.filters))
         messages = own + sum_over_neighbours(radial.filters(self.filters), y, radial.pairs, graph, parts=PARTS)
-        product = anticommutator(matrices(messages, components), matrices(y, components))
-        change: Tensor = self.mixing_after(normalized(components_of(product, components)))
-        return x + change + components_of(square(matrices(change, components)), components)
+        product = components_of(anticommutator(matrices(messages, components), matrices(y, components)), components)
+        change: Tensor = self.mixing_after(normalized(product if strength is None else strength * product))
+        squared = components_of(square(matrices(change, components)), components)
+        return x + change + (squared if strength is None else strength * squared)
 
 
 class TensorNet(Potential):
@@ -161,6 +173,7 @@ class TensorNet(Potential):
         num_features, activation = section.num_features, ACTIVATIONS[section.activation]
         super().__init__(section, elements=elements, num_scalars=num_features, num_vectors=num_features)
         half = max(num_features // 2, 1)
+        self.sees_charge = section.charge_in_products
         self.radial_basis = ExpNormalBasis(num_radial=section.num_radial, cutoff=section.cutoff)
         self.embedding = Embedding(section, elements)
         self.interactions = nn.ModuleList(Interaction(section) for _ in range(section.num_layers))
@@ -182,8 +195,9 @@ class TensorNet(Potential):
         radial = self._radial(distance, graph)
         directions = direction_components(graph.edge_vectors / distance[:, None], components)
         x = self.embedding(radial, directions, graph)
+        strength = 1.0 + CHARGE_FACTOR * at_atoms(graph.total_charge, graph)[:, None, None] if self.sees_charge else None
         for interaction in self.interactions:
-            x = interaction(x, radial, components, graph)
+            x = interaction(x, radial, components, graph, strength=strength)
         invariants = torch.cat([part.square().sum(dim=1) for part in parts_of(x)], dim=1)  # (N, 3F)
         scalars = without_autocast(self.readout[:NUM_OF_FEATURES], invariants, dtype=distance.dtype)  # (N, F)
         energies = without_autocast(self.readout[NUM_OF_FEATURES:], scalars, dtype=distance.dtype)[:, 0]

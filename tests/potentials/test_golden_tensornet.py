@@ -1,12 +1,12 @@
 """TensorNet gives the numbers of the code that its weights come from (float64, energies, forces, stress)."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_golden import RELATIVE, arrays_of, graph_of, potential_from, read, relative_error
+from test_golden import RELATIVE, graph_of, potential_from, read, relative_error
 
 from modelforge.importing import torchmdnet
 from modelforge.potentials.energy_model import EnergyModel
@@ -25,11 +25,15 @@ def test_random_weights_give_the_reference_energies_forces_and_stress(shared_dat
     assert relative_error(prediction.stress, golden["stress"]) < RELATIVE
 
 
-def test_that_a_total_charge_is_left_out_is_told(shared_data: Path) -> None:
+def test_a_total_charge_strengthens_the_products(shared_data: Path) -> None:
     golden = read(shared_data / "golden" / "tensornet_random_o3.npz")
-    assert relative_error(torch.from_numpy(golden["forces_charge1"]), golden["forces"]) > 1e-4, "there is nothing to tell"
-    found = torchmdnet.imported(json.loads(str(golden["hyper"])), arrays_of(golden))
-    assert any(note.startswith("a total charge q has no effect here") for note in found.notes)
+    potential = potential_from(golden, torchmdnet.imported)
+    graph = graph_of(golden, potential.cutoff)
+    charged = replace(graph, total_charge=torch.ones_like(graph.total_charge))
+    prediction = EnergyModel(potential).double().eval()(charged, stress=True)
+    assert relative_error(torch.from_numpy(golden["forces_charge1"]), golden["forces"]) > 1e-4
+    assert relative_error(prediction.energy, golden["energy_charge1"]) < RELATIVE
+    assert relative_error(prediction.forces, golden["forces_charge1"]) < RELATIVE
 
 
 def test_the_numbers_that_the_package_tests_itself_with(shared_data: Path) -> None:
