@@ -34,6 +34,11 @@ def prepared(experiment: Experiment, *, split_file: Path | None = None, say: Say
     return data
 
 
+def dtype_of_model(experiment: Experiment) -> torch.dtype:
+    """The numbers of weights and labels: what is solved in closed form needs float64, whatever `runtime.precision` says."""
+    return torch.float64 if experiment.potential.is_closed_form else dtype_of(experiment.runtime)
+
+
 def build_model(experiment: Experiment, data: PreparedData, start: TrainedPotential | None = None) -> EnergyModel:
     """The model with random weights, or with those of a potential that it starts from; what is frozen has no gradient.
 
@@ -42,7 +47,7 @@ def build_model(experiment: Experiment, data: PreparedData, start: TrainedPotent
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.runtime.seed)
         potential = experiment.potential.build(start.elements if start else data.elements)
-        model = EnergyModel(potential, scale=data.scale).to(dtype_of(experiment.runtime))
+        model = EnergyModel(potential, scale=data.scale).to(dtype_of_model(experiment))
     if start:
         model.load_state_dict(start.model.state_dict())
     freeze(model, experiment.training.freeze)
@@ -71,7 +76,7 @@ def run_batches(
     return RunBatches(
         data,
         reach=experiment.potential.reach,
-        dtype=dtype_of(experiment.runtime),
+        dtype=dtype_of_model(experiment),
         batch_size=training.batch_size,
         max_edges=training.max_edges,
         max_atoms=training.max_atoms,

@@ -151,7 +151,7 @@ def go_on(folder: RunFolder, trainer: pl.Trainer, task: TrainingTask, keeper: Ru
 def measure_precision(run: Run) -> ForceDifference | None:
     """Forces of the model as it is now against float64, in the log; None where all is float64."""
     runtime, model = run.experiment.runtime, run.task.model
-    if runtime.precision == "64-true":
+    if model.scale.dtype == torch.float64:
         return None
     batch = run.module.batches.sample(PRECISION_STRUCTURES).to(model.scale.device)
     found = force_difference(model, batch, precision=runtime.precision, matmul=runtime.matmul_precision)

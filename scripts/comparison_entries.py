@@ -91,10 +91,7 @@ def potential_names() -> list[str]:
 def experiment_of(entry: Entry, task: Task, *, num_train: int, threads: int, compiled: bool) -> str:
     """The experiment as TOML, without what decides when it ends."""
     potential = "\n".join(f"{key} = {toml(value)}" for key, value in entry.potential.items())
-    if entry.is_closed_form:  # whose sums of large weights need more digits than float32 has
-        settings = '[runtime]\nprecision = "64-true"'
-    else:
-        settings = _training(entry.learning_rate) + f"compile = {toml(compiled)}"
+    settings = "[runtime]" if entry.is_closed_form else _training(entry.learning_rate) + f"compile = {toml(compiled)}"
     return f"""
 [potential]
 {potential}

@@ -165,12 +165,16 @@ class SOAPKernel(ClosedFormPotential):
 
     @torch.no_grad()
     def energy_rows(self, batch: Batch, *, scale: float) -> tuple[Floats, Floats]:
-        """The equations of the energies, (S, Z R) and (S,), each divided by the error that it may have."""
+        """The equations of the energies, (S, Z R) and (S,), each divided by the error that it may have.
+
+        A structure of weight w counts as one whose errors may be larger by 1/sqrt(w).
+        """
         graph, energy = batch.graph, batch.labels.energy
         num_atoms = torch.bincount(graph.structure_index, minlength=graph.num_structures)
         error = self.options.energy_regularization * num_atoms.double().sqrt()
         rows, known = scale * self._columns(1.0 + self.similarities(graph), graph), energy.isfinite()
-        return (rows / error[:, None])[known].numpy(), (energy / error)[known].numpy()
+        factor = batch.weight.double().sqrt() / error
+        return (rows * factor[:, None])[known].numpy(), (energy * factor)[known].numpy()
 
     def force_rows(self, batch: Batch, *, scale: float) -> tuple[Floats, Floats]:
         """The equations of the components of forces that have labels, likewise."""
@@ -179,8 +183,10 @@ class SOAPKernel(ClosedFormPotential):
         rows, targets = [], []
         for moved, axis, slope in self._slopes(graph, place):
             atoms = torch.nonzero(moved & forces[:, axis].isfinite())[:, 0]
-            rows.append(-scale * self._columns(slope, graph)[graph.structure_index[atoms]])
-            targets.append(forces[atoms, axis])
+            structures = graph.structure_index[atoms]
+            factor = batch.weight.double().sqrt()[structures]
+            rows.append(-scale * factor[:, None] * self._columns(slope, graph)[structures])
+            targets.append(factor * forces[atoms, axis])
         error = self.options.forces_regularization
         return torch.cat(rows).numpy() / error, torch.cat(targets).numpy() / error
 

@@ -34,6 +34,7 @@ def test_a_total_charge_strengthens_the_products(shared_data: Path) -> None:
     assert relative_error(torch.from_numpy(golden["forces_charge1"]), golden["forces"]) > 1e-4
     assert relative_error(prediction.energy, golden["energy_charge1"]) < RELATIVE
     assert relative_error(prediction.forces, golden["forces_charge1"]) < RELATIVE
+    assert relative_error(prediction.stress, golden["stress_charge1"]) < RELATIVE
 
 
 def test_the_numbers_that_the_package_tests_itself_with(shared_data: Path) -> None:

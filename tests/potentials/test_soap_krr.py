@@ -110,6 +110,16 @@ def test_weights_minimise_the_errors_of_energies_and_forces_with_the_penalty() -
     assert slopes[0].abs().max() < 2e-5 * slopes[1].abs().max()  # references that are alike are taken for one
 
 
+def test_a_structure_of_weight_two_counts_as_two_of_them() -> None:
+    one = labelled_batch(4)
+    heavy = replace(one, weight=torch.tensor([2.0, 1.0, 1.0, 1.0], dtype=torch.float64))
+    potential = section().build(ELEMENTS).double()
+    for kind in ("energy_rows", "force_rows"):
+        plain, weighted = (np.column_stack(getattr(potential, kind)(batch, scale=SCALE)) for batch in (one, heavy))
+        again = plain[::4]  # of the first of four structures of one size
+        assert weighted.T @ weighted == pytest.approx(plain.T @ plain + again.T @ again)
+
+
 def test_labels_that_are_missing_count_nowhere() -> None:
     batch = labelled_batch(5)
     some = labelled_batch(5)
