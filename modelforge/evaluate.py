@@ -33,7 +33,7 @@ from modelforge.data.structures import Floats, Structures, sum_of_constants
 from modelforge.errors import UserError
 from modelforge.experiment import inputs_of
 from modelforge.files import write_text
-from modelforge.model_file import TrainedPotential, load_potential
+from modelforge.model_file import FILE_NAME, TrainedPotential, load_potential
 from modelforge.training.metrics import Errors, ErrorSums, errors, errors_by_element, errors_by_subset, without_energies
 from modelforge.training.net_forces import net_forces
 from modelforge.training.precision import HALF, matmul_precision
@@ -143,7 +143,8 @@ def evaluate_files(
     """Evaluate a run folder's or file's potential on files; writes results.json and predictions.extxyz, gives the results.
 
     The files are read with the keys and units of the training data, or with `settings` of `[dataset]` if there are any.
-    Without `out` they go to `evaluation/<name of the first file>` beside the potential; only these two files are replaced.
+    Without `out` they go to `evaluation/<name of the first file>` beside the potential, or to `evaluation/<its name>/...` if its
+    file has another name than in a run folder; only these two files are replaced.
     """
     trained = load_potential(model, device=_device(device))
     files = (
@@ -155,7 +156,7 @@ def evaluate_files(
     opened = open_files([files], cache=cache, say=silent)
     reading, findings = opened.reading, audit_opened(opened, np.arange(len(opened.structures)), cache=cache).findings
     evaluation = evaluate(trained, reading.structures, device=device)
-    folder = out or (model if model.is_dir() else model.parent) / "evaluation" / paths[0].stem
+    folder = out or _evaluation_folder(model) / paths[0].stem
     results = {
         "metrics": {paths[0].stem: evaluation.metrics},
         "weights": trained.weights,
@@ -174,6 +175,13 @@ def evaluate_files(
     write_predictions(folder / "predictions.extxyz", reading.structures, evaluation)
     write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
+
+
+def _evaluation_folder(model: Path) -> Path:
+    """Where evaluations of a potential go: potentials in one folder have one each."""
+    if model.is_dir():
+        return model / "evaluation"
+    return model.parent / "evaluation" / ("" if model.name == FILE_NAME else model.stem)
 
 
 def _in_words(findings: Sequence[Finding]) -> list[str]:
@@ -263,7 +271,10 @@ def notes_of(trained: TrainedPotential, structures: Structures) -> tuple[str, ..
 def _untrained(trained: TrainedPotential) -> Iterator[str]:
     """What forces that are no derivatives mean for the rest, and what nothing has trained."""
     if not trained.model.is_conservative:
-        yield "forces are predicted directly: they are not minus the gradient of the energy, and conserve none"
+        yield (
+            "forces are predicted directly: they are not minus the gradient of the energy, and conserve none; a stress is that "
+            "of the energy, and does not belong to the forces"
+        )
     if not trained.has_forces:
         yield "no energies and forces: their weights in training.loss were 0, so that nothing has trained them"
     elif not trained.has_energies:

@@ -15,6 +15,7 @@ from modelforge.data.structures import Floats, Integers, Structures
 from modelforge.errors import UserError
 
 FAR = 1e-3  # angstrom from the origin of coordinates
+MISSING_CHARGE = 0.02  # e: more than rounded charges of a large molecule lack
 TRACELESS = 1e-6  # of the largest component
 MOST_VALUES = 6  # that a note names
 
@@ -59,6 +60,7 @@ def input_notes(structures: Structures, training: Integers, inputs: Inputs, weig
         *(f"of the training set {note}" for note in unsaid_notes(structures, inputs, training)),
         *(note for moment in MOMENTS if moment in weights for note in _origin_notes(structures, training, moment)),
         *(_traceless_notes(structures, training) if "quadrupole" in weights else ()),
+        *(_charge_sum_notes(structures, training) if "partial_charges" in weights else ()),
     )
 
 
@@ -119,6 +121,22 @@ def _from_origin(structures: Structures) -> float:
     """The largest distance of a centre of mass from the origin of coordinates, angstrom."""
     centres = structures.positions - positions_from_centre(structures)  # (N, 3), the same for all atoms of a structure
     return float(np.linalg.norm(centres, axis=1).max())
+
+
+def _charge_sum_notes(structures: Structures, training: Integers) -> Iterator[str]:
+    """Whether the charges of the data add up: the predicted ones always do, so what is missing is an error that stays."""
+    complete = training[structures.has("partial_charges")[training]]
+    if not len(complete):
+        return
+    sums = np.concatenate([np.add.reduceat(piece.partial_charges, piece.offsets[:-1]) for piece in structures.taken(complete)])
+    missing = np.abs(sums - CHARGE.values(structures, complete))
+    if (num := int((missing > MISSING_CHARGE).sum())) > 0:
+        worst = int(missing.argmax())
+        yield (
+            f"the partial charges of {num} of {len(complete)} structures do not add up to the total charge (off by up to "
+            f"{missing[worst]:.3g} e: {structures.place(int(complete[worst]))}, where they add up to {sums[worst]:.3g}); "
+            "those that are predicted always do"
+        )
 
 
 def _traceless_notes(structures: Structures, training: Integers) -> Iterator[str]:

@@ -27,6 +27,7 @@ from modelforge.potentials.heads import conserved
 from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
 from modelforge.section import Count, CountOrZero, Length, NonNegative
 
+FIRST_CHARGES = 0.1  # scale of the charges before training, elementary charges
 SMALLEST_SQUARE = 1e-7  # added where squares are divided by, so that outputs that are zero at first have a slope
 
 
@@ -106,6 +107,8 @@ class Output(nn.Module):
         self.activation = ShiftedSoftplus()
         self.last = nn.Linear(section.num_features, num_outputs, bias=False)
         nn.init.zeros_(self.last.weight)
+        # Not zero as in the paper: the Coulomb energy is quadratic in the charges, so of zeros it has no slope, and they stay.
+        nn.init.normal_(self.last.weight[1:], std=FIRST_CHARGES / section.num_features**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, F) -> (N, O)."""

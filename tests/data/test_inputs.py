@@ -94,3 +94,20 @@ def test_quadrupoles_without_trace_are_told_to_be_of_another_definition():
     traceless = replace(structures, quadrupole=structures.quadrupole - traces / 3 * np.eye(3))
     (note,) = input_notes(traceless, ALL, Inputs(), {"quadrupole": 1.0})
     assert "multiply them by 2/3" in note
+
+
+def test_charges_that_do_not_add_up_are_told():
+    structures = molecules(0, 1, np.nan, 0)
+    exact = structures.partial_charges.copy().reshape(4, 3)
+    exact += (np.array([0.0, 1.0, 0.0, 0.0]) - exact.sum(axis=1))[:, None] / 3
+    right = replace(structures, partial_charges=exact.ravel())
+    weights = {"partial_charges": 1.0}
+    assert not any("add up" in note for note in input_notes(right, ALL, Inputs(charge=True), weights))
+    exact[1, 0] += 0.5
+    exact[2, 0] += 0.019
+    wrong = replace(structures, partial_charges=exact.ravel())
+    (note,) = (note for note in input_notes(wrong, ALL, Inputs(charge=True), weights) if "add up" in note)
+    assert note.startswith(
+        "the partial charges of 1 of 4 structures do not add up to the total charge (off by up to 0.5 e: made.xyz:1,"
+    )
+    assert not any("add up" in note for note in input_notes(wrong, ALL, Inputs(charge=True), {}))

@@ -74,7 +74,7 @@ def test_an_imported_potential_predicts_what_the_package_does(file: str, shared_
     energy, forces = unit * golden[key][:20], unit * golden["forces"][: sum(map(len, structures))]
     (tmp_path / "x.xyz").write_text("".join(_exact(atoms) for atoms in structures))
     evaluate_files(out, [str(tmp_path / "x.xyz")])
-    predicted = ase.io.read(tmp_path / "evaluation" / "x" / "predictions.extxyz", ":")
+    predicted = ase.io.read(tmp_path / "evaluation" / "imported" / "x" / "predictions.extxyz", ":")
     got = np.array([atoms.info["predicted_energy"] for atoms in predicted])
     assert np.abs(got - energy).max() < RELATIVE * np.abs(energy).max()
     calculator = ModelforgeCalculator(out)

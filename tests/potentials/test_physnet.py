@@ -296,7 +296,7 @@ def test_a_new_network_gives_zero_and_learns_from_there():
     torch.manual_seed(0)
     model = EnergyModel(PhysNet(SECTION, ELEMENTS)).double().train()
     graph = batch_of([ATOMS], reach=model.reach).graph
-    assert (model(graph).energy == 0).all()
+    assert (model(graph).energy == 0).all(), "without a Coulomb energy"
     weights = list(model.parameters())
     for _ in range(4):
         prediction = model(graph)
@@ -305,6 +305,17 @@ def test_a_new_network_gives_zero_and_learns_from_there():
         torch._foreach_add_([weight.data for weight in weights], gradients, alpha=-0.01)
     names = [name for name, _ in model.named_parameters()]
     assert [name for name, gradient in zip(names, gradients, strict=True) if not gradient.abs().max() > 0] == []
+
+
+def test_charges_are_learned_from_energies_alone_through_the_coulomb_energy():
+    """The Coulomb energy has no slope by charges that are all zero: so they are not at first, as an untrained network's are."""
+    torch.manual_seed(0)
+    section = SECTION.model_validate({**SECTION.model_dump(), "coulomb": {"name": "damped"}})
+    model = EnergyModel(PhysNet(section, ELEMENTS)).double().train()
+    prediction = model(batch_of([ATOMS], reach=model.reach).graph)
+    assert 1e-4 < prediction.partial_charges.detach().abs().max() < 0.5
+    (gradient,) = torch.autograd.grad(prediction.energy.sum(), model.potential.outputs[0].last.weight)
+    assert (gradient[1] != 0).all()
 
 
 def test_without_charges_there_is_only_the_energy():
