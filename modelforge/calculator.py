@@ -4,6 +4,7 @@
 # ASE annotates only a part of its functions.
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from modelforge.model_file import load_potential
 from modelforge.potentials.potential import PotentialFields
 from modelforge.training.precision import matmul_precision
 
+CHARGE_KEYS = ("charge", "total_charge")  # of atoms.info
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -104,7 +106,8 @@ class StructureInputs:
 
     def __init__(self, potential: PotentialFields, *, charge: float | None, spin_multiplicity: int | None) -> None:
         self.charge, self.spin_multiplicity = charge, spin_multiplicity
-        self.has_charge = potential.charge_embedding or potential.partial_charges
+        self.has_charge = potential.sees_charge or potential.partial_charges
+        self._is_warned = False
         self.has_spin = potential.spin_embedding
         for name, value, is_seen in (
             ("charge", charge, self.has_charge),
@@ -115,12 +118,15 @@ class StructureInputs:
 
     def of(self, atoms: Atoms) -> tuple[float, float]:
         """Total charge (e) and spin multiplicity; 0 and 1 where the potential does not depend on them."""
-        charge = _told(atoms, ("charge", "total_charge"), self.charge, usual=0.0) if self.has_charge else 0.0
+        charge = _told(atoms, CHARGE_KEYS, self.charge, usual=0.0) if self.has_charge else 0.0
         spin = _told(atoms, ("spin", "spin_multiplicity"), self.spin_multiplicity, usual=1.0) if self.has_spin else 1.0
         if spin < 1 or spin % 1:
             raise UserError(
                 f'atoms.info["spin"]: must be the spin multiplicity 2S+1, a whole number of at least 1 (got {spin:g})'
             )
+        if not (self.has_charge or self._is_warned) and any(atoms.info.get(key) for key in CHARGE_KEYS):
+            warnings.warn("the structure has a total charge, which this potential does not depend on", stacklevel=2)
+            self._is_warned = True
         return charge, spin
 
 

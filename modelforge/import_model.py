@@ -6,6 +6,7 @@ The file is an `.npz` with `hyper` (JSON), the weights as `w/<name>`, and, if it
 
 import json
 import lzma
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from modelforge.atoms.self_energies import SelfEnergies
 from modelforge.atoms.unit_names import factor_of
+from modelforge.atoms.units import ENERGY_IN_EV, LENGTH_IN_ANGSTROM
 from modelforge.configuration.writing import toml_key, toml_value
 from modelforge.data.sources.extxyz import ExtendedXYZ
 from modelforge.data.sources.npz.arrays import FAULTS
@@ -35,6 +37,8 @@ from modelforge.section import Section
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 UNITS = {"energy_unit": "energy", "length_unit": "length"}  # what each measures
+USUAL = {"energy": ENERGY_IN_EV, "length": LENGTH_IN_ANGSTROM}
+ZIP = b"PK"  # what an .npz begins with
 MOST_ELEMENTS = 12  # that are named one by one
 
 
@@ -66,12 +70,14 @@ def import_model(
         raise UserError(f"--format: must be one of {', '.join(FORMATS)} (got {format_name!r}){near}")
     if precision is not None and precision not in DTYPES:
         raise UserError(f"--precision: must be one of {', '.join(DTYPES)} (got {precision!r}); without it that of the weights")
-    read = read_peer_file(path)
-    hyper = _with_options(read, {key: value for key, value in options.items() if value is not None})
+    read, given = read_peer_file(path), {key: value for key, value in options.items() if value is not None}
+    hyper = _with_options(path, read, given)
     try:
         found = FORMATS[format_name](hyper, read.weights)
     except UserError as error:
-        raise UserError("\n".join(f"{path}: {line}" for line in str(error).split("\n"))) from error
+        if other := next((name for name in FORMATS if _reads(name, hyper, read.weights)), None):
+            raise UserError(f"{path}: is no {format_name} model; it reads as {other}: use --format {other}") from error
+        raise UserError("\n".join(_with_place(line, path, given) for line in str(error).split("\n"))) from error
     dtype = DTYPES[precision] if precision else None
     trained = trained_potential(found, origin=f"{path.name} ({format_name})", about=read.about, dtype=dtype)
     save_potential(out, trained)
@@ -85,10 +91,15 @@ def read_peer_file(path: Path) -> PeerFile:
     """Hyper-parameters and weights of a file; a `UserError` if they are not there."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; name an .npz with hyper (JSON) and the weights as {PREFIX}<name>")
+    with path.open("rb") as stream:
+        if (start := stream.read(16))[: len(ZIP)] != ZIP:
+            raise UserError(
+                f"{path}: is no .npz file, as it is no zip archive (it begins with {start!r}); write it with numpy.savez"
+            )
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays: dict[str, NDArray[Any]] = {name: file[name] for name in file.files if _is_wanted(name)}
-    except (*FAULTS, lzma.LZMAError, AttributeError) as error:
+    except (*FAULTS, lzma.LZMAError) as error:
         raise UserError(f"{path}: cannot be read as an .npz ({error}); write it with numpy.savez") from error
     if "hyper" not in arrays:
         raise UserError(f"{path}: {PLACE}: missing; give the hyper-parameters of the network as JSON in this array")
@@ -180,16 +191,42 @@ def _is_unit(text: object, label: str) -> bool:
     return True
 
 
-def _with_options(read: PeerFile, options: Mapping[str, str]) -> Hyper:
-    """Hyper-parameters with options above them."""
+def _with_options(path: Path, read: PeerFile, options: Mapping[str, str]) -> Hyper:
+    """Hyper-parameters with options above them, which may not contradict a unit that the file states."""
     for key, label in UNITS.items():
-        if key in options and not _is_unit(options[key], label):
-            name = f"--{key.replace('_', '-')}"
-            raise UserError(f"{name}: must be a unit of {label} (got {options[key]!r}), such as kcal/mol or bohr")
+        if key not in options:
+            continue
+        given, stated = options[key], read.hyper.get(key)
+        if not _is_unit(given, label):
+            known = ", ".join(USUAL[label])
+            raise UserError(f"{_option(key)}: must be a unit of {label}, such as {known} (got {given!r})")
+        if _is_unit(stated, label) and not math.isclose(factor_of(given, label), factor_of(str(stated), label), rel_tol=1e-3):
+            raise UserError(
+                f"{_option(key)}: must be the unit that the file states, {stated!r} (got {given!r}); leave the option out ({path})"
+            )
     given: dict[str, object] = dict(options)
     if "elements" in options:
         given["elements"] = [symbol.strip() for symbol in options["elements"].split(",")]
     return {**read.hyper, **given}
+
+
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _with_place(line: str, path: Path, options: Mapping[str, str]) -> str:
+    """What is wrong, beginning with the option whose value it is, or with the file."""
+    key, _, message = line.removeprefix(f"{PLACE}.").partition(": ")
+    return f"{_option(key)}: {message} ({path})" if key in options else f"{path}: {line}"
+
+
+def _reads(format_name: str, hyper: Hyper, weights: Arrays) -> bool:
+    """Whether a file is one of this format."""
+    try:
+        FORMATS[format_name](hyper, weights)
+    except UserError:
+        return False
+    return True
 
 
 def _matching(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

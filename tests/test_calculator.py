@@ -176,3 +176,14 @@ def test_direct_forces_with_trained_energies_have_both(tmp_path: Path, molecule:
     molecule.calc = ModelforgeCalculator(saved(tmp_path, forces="direct"))
     assert np.isfinite(molecule.get_potential_energy())
     assert abs(molecule.get_forces().sum(axis=0)).max() > 1e-6, "they are not those of an energy"
+
+
+def test_a_charge_that_the_potential_does_not_see_is_told_once(tmp_path: Path, molecule: Atoms):
+    molecule.calc = ModelforgeCalculator(saved(tmp_path))
+    neutral = molecule.get_potential_energy()
+    molecule.info["charge"] = 1
+    molecule.rattle(1e-8)
+    with pytest.warns(UserWarning, match="a total charge, which this potential does not depend on"):
+        assert molecule.get_potential_energy() == pytest.approx(neutral)
+    molecule.rattle(1e-8)
+    molecule.get_potential_energy()

@@ -242,7 +242,8 @@ def test_a_mean_of_each_structure_is_refused(shared_data: Path, tmp_path: Path) 
 
 BAD_FILES = {
     "nothing there": (None, "no such file"),
-    "no archive": (b"text", "cannot be read as an .npz"),
+    "no archive": (b"text", r"is no .npz file, as it is no zip archive \(it begins with b'text'\); write it with numpy.savez"),
+    "an .npy": (b"\x93NUMPY\x01\x00v\x00{'descr'", "is no .npz file"),
     "damaged": (b"PK\x03\x04 and then nothing", "cannot be read as an .npz"),
 }
 
@@ -276,8 +277,15 @@ def test_a_file_without_what_it_needs_is_a_clear_error(arrays: Mapping[str, np.n
     [
         ({"format_name": "schnetpak"}, "--format: must be one of .*did you mean 'schnetpack'"),
         ({"precision": "float16"}, "--precision: must be one of float32, float64"),
-        ({"options": {"energy_unit": "nm"}}, "--energy-unit: must be a unit of energy"),
-        ({"options": {"elements": "H,Xx"}}, "hyper.elements: unknown element 'Xx'"),
+        (
+            {"options": {"energy_unit": "nm"}},
+            r"^--energy-unit: must be a unit of energy, such as eV, meV, hartree, rydberg, kcal/mol, kJ/mol \(got 'nm'\)$",
+        ),
+        (
+            {"options": {"length_unit": "eV"}},
+            r"^--length-unit: must be a unit of length, such as angstrom, bohr, nm \(got 'eV'\)$",
+        ),
+        ({"options": {"elements": "H,Xx"}}, r"^--elements: unknown element 'Xx'; .*schnet_random.npz\)$"),
     ],
 )
 def test_an_option_that_means_nothing_is_refused(
@@ -286,3 +294,37 @@ def test_an_option_that_means_nothing_is_refused(
     usual = {"format_name": "schnetpack", "options": {}}
     with pytest.raises(UserError, match=message):
         list(import_model(shared_data / "golden" / "schnet_random.npz", tmp_path / "x", **{**usual, **options}))
+
+
+def test_elements_that_the_network_does_not_have_are_blamed_on_the_option(shared_data: Path, tmp_path: Path) -> None:
+    path = shared_data / "golden" / "tensornet_random_o3.npz"
+    with pytest.raises(UserError, match=r"^--elements: the network has no Br"):
+        list(import_model(path, tmp_path / "x", format_name="torchmdnet", options={"elements": "H,Br"}))
+
+
+@pytest.mark.parametrize(("file", "other"), [("ani2x_weights_0", "schnetpack"), ("sake_random", "torchani")])
+def test_a_file_of_another_format_is_told_in_one_line(file: str, other: str, shared_data: Path, tmp_path: Path) -> None:
+    path, own = shared_data / "golden" / f"{file}.npz", CASES[file][0]
+    with pytest.raises(UserError) as caught:
+        list(import_model(path, tmp_path / "x", format_name=other, options={}))
+    assert str(caught.value) == f"{path}: is no {other} model; it reads as {own}: use --format {own}"
+
+
+@pytest.mark.parametrize(
+    ("key", "unit", "message"),
+    [
+        ("length_unit", "bohr", r"^--length-unit: must be the unit that the file states, '\S+' \(got 'bohr'\)"),
+        ("energy_unit", "hartree", r"^--energy-unit: must be the unit that the file states, 'kcal/mol' \(got 'hartree'\)"),
+    ],
+)
+def test_a_unit_other_than_the_one_that_the_file_states_is_refused(
+    key: str, unit: str, message: str, shared_data: Path, tmp_path: Path
+) -> None:
+    path = shared_data / "golden" / "painn_ethanol_1.npz"
+    with pytest.raises(UserError, match=message):
+        list(import_model(path, tmp_path / "x", format_name="schnetpack", options={key: unit}))
+
+
+def test_the_unit_that_the_file_states_may_be_given_in_other_words(shared_data: Path, tmp_path: Path) -> None:
+    path, options = shared_data / "golden" / "painn_ethanol_1.npz", {"energy_unit": "kilocalorie_per_mole", "length_unit": "A"}
+    assert list(import_model(path, tmp_path / "x", format_name="schnetpack", options=options))
