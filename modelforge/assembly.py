@@ -19,6 +19,7 @@ from modelforge.training.runtime import dtype_of
 
 def prepared(experiment: Experiment, *, split_file: Path | None = None, say: Say = silent) -> PreparedData:
     """The data as the loss and the potential of an experiment need them."""
+    experiment.potential.refuse_missing_packages()  # before anything is read
     data = prepare(
         experiment.dataset,
         weights=weights_of(experiment.training.widest_loss),

@@ -16,7 +16,7 @@ from modelforge.data.store.prepared_once import disk_error, make_folder, silent
 from modelforge.data.store.store import write_structures
 from modelforge.data.structures import LABELS
 from modelforge.errors import UserError
-from modelforge.inspection.label_names import label_of, looks_like, unread
+from modelforge.inspection.label_names import FileKey, label_of, looks_like, unread
 
 TEXT_SUFFIXES = (".xyz", ".extxyz")
 
@@ -62,11 +62,11 @@ def _write(out: Path, opened: OpenedData) -> None:
 
 def _unread_labels(report: ReadReport) -> list[str]:
     """Keys that look like labels, with the setting that reads each."""
-    used = {origin.key for origin in report.origins if origin.num_carriers}
+    used = {FileKey(origin.key, origin.per_atom) for origin in report.origins if origin.num_carriers}
     have = {origin.label for origin in report.origins if origin.num_carriers}
-    found = {key: looks_like(key, per_atom=per_atom) for key, (_, per_atom) in unread(report, used).items()}
+    found = {key: looks_like(key.name, per_atom=key.per_atom) for key in unread(report, used)}
     labels = {key: option for key, option in found.items() if option in LABEL_OF_OPTION and label_of(option) not in have}
-    return [f"{key!r} (--set {option}={toml_value(key)})" for key, option in labels.items()]
+    return [f"{key.name!r} (--set {option}={toml_value(key.name)})" for key, option in labels.items()]
 
 
 def _toml_lines(out: Path, keys: list[str], *, is_weighted: bool) -> Iterator[str]:

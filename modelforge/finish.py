@@ -72,6 +72,7 @@ def _reason(run: Run) -> str:
 
 def _results(run: Run, trained: TrainedPotential, metrics: dict[str, Any]) -> Results:
     speeds = run.keeper.metrics.column("structures_per_second")
+    length = length_of(run.experiment)
     return {
         "status": "finished",
         "reason": _reason(run),
@@ -87,7 +88,7 @@ def _results(run: Run, trained: TrainedPotential, metrics: dict[str, Any]) -> Re
         "self_energies_ev": trained.self_energies.by_element,
         "data": data_report(run.data),
         "metrics": metrics,
-        "length": length_of(run.experiment),
+        **({"length": length} if length else {}),
     }
 
 

@@ -37,7 +37,7 @@ from modelforge.section import Section
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 UNITS = {"energy_unit": "energy", "length_unit": "length"}  # what each measures
-USUAL = {"energy": ENERGY_IN_EV, "length": LENGTH_IN_ANGSTROM}
+USUAL: Mapping[str, tuple[str, ...]] = {"energy": tuple(ENERGY_IN_EV), "length": tuple(LENGTH_IN_ANGSTROM)}
 ZIP = b"PK"  # what an .npz begins with
 MOST_ELEMENTS = 12  # that are named one by one
 
@@ -192,22 +192,23 @@ def _is_unit(text: object, label: str) -> bool:
 
 
 def _with_options(path: Path, read: PeerFile, options: Mapping[str, str]) -> Hyper:
-    """Hyper-parameters with options above them, which may not contradict a unit that the file states."""
+    """Hyper-parameters with options above them."""
     for key, label in UNITS.items():
-        if key not in options:
-            continue
-        given, stated = options[key], read.hyper.get(key)
-        if not _is_unit(given, label):
-            known = ", ".join(USUAL[label])
-            raise UserError(f"{_option(key)}: must be a unit of {label}, such as {known} (got {given!r})")
-        if _is_unit(stated, label) and not math.isclose(factor_of(given, label), factor_of(str(stated), label), rel_tol=1e-3):
-            raise UserError(
-                f"{_option(key)}: must be the unit that the file states, {stated!r} (got {given!r}); leave the option out ({path})"
-            )
+        if key in options:
+            _refuse_unit(options[key], read.hyper.get(key), label=label, option=_option(key), path=path)
     given: dict[str, object] = dict(options)
     if "elements" in options:
         given["elements"] = [symbol.strip() for symbol in options["elements"].split(",")]
     return {**read.hyper, **given}
+
+
+def _refuse_unit(given: str, stated: object, *, label: str, option: str, path: Path) -> None:
+    """A `UserError` where a unit measures something else, or is not the one that the file states."""
+    if not _is_unit(given, label):
+        raise UserError(f"{option}: must be a unit of {label}, such as {', '.join(USUAL[label])} (got {given!r})")
+    if _is_unit(stated, label) and not math.isclose(factor_of(given, label), factor_of(str(stated), label), rel_tol=1e-3):
+        remedy = f"leave the option out ({path})"
+        raise UserError(f"{option}: must be the unit that the file states, {stated!r} (got {given!r}); {remedy}")
 
 
 def _option(key: str) -> str:

@@ -73,7 +73,6 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
         log.line(f"note: {note}")
     for loss_of_file in folder.losses():
         log.line(f"note: {loss_of_file}")
-    loss = training.widest_loss
     # Of several processes one writes the split; the others draw the same, or read it if it is there.
     split_file = folder.split if trainer.is_global_zero or folder.split.exists() else None
     start = starting_point(experiment, folder)
@@ -90,8 +89,10 @@ def set_up(loaded: LoadedExperiment, folder: RunFolder, trainer: pl.Trainer, log
     for line in start_summary(start, data, model.scale.dtype) if start else ():
         log.line(line)
     steps_per_epoch = batches.steps_per_epoch
-    for line in (*data_summary(data), *model_summary(experiment, model), batch_summary(experiment, batches), formula(loss)):
+    for line in (*data_summary(data), *model_summary(experiment, model), batch_summary(experiment, batches)):
         log.line(line)
+    if not experiment.potential.is_closed_form:
+        log.line(formula(training.widest_loss))
     task = build_task(experiment, data, model, trainer, steps_per_epoch=steps_per_epoch)
     keeper = RunKeeper(
         training,

@@ -158,7 +158,7 @@ class RunFolder:
             results = json.loads(self.results.read_bytes())
         except ValueError:
             return None
-        return results if isinstance(results, dict) and results.get("length") == length_of(experiment) else None
+        return results if isinstance(results, dict) and results.get("length", {}) == length_of(experiment) else None
 
     def refuse_other_experiment(self, experiment: Experiment, *, saved: Callable[[], str | None] = lambda: None) -> None:
         """Stop if the folder holds a run with other keys that decide on its result.
@@ -212,7 +212,9 @@ def _unwritable(path: Path, reason: str) -> UserError:
 
 
 def length_of(experiment: Experiment) -> dict[str, Any]:
-    """The keys that decide when a run is finished."""
+    """The keys that decide when a run is finished: none where weights are solved for."""
+    if experiment.potential.is_closed_form:
+        return {}
     training = experiment.training
     return {
         "max_epochs": training.max_epochs,

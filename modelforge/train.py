@@ -30,7 +30,7 @@ from modelforge.run_folder import RunFolder
 from modelforge.slurm.allocation import read_allocation
 from modelforge.slurm.preflight import refuse_mismatch
 from modelforge.training.checkpoint import saved_experiment
-from modelforge.training.display import LiveBar, PlainLines, RunLog
+from modelforge.training.display import ClosedFormLine, LiveBar, PlainLines, RunLog
 from modelforge.training.listener import Listener
 from modelforge.training.loss import weights_of
 from modelforge.training.not_finite import NotFinite
@@ -182,6 +182,8 @@ def _with_batch(run: Run, failure: NotFinite) -> NotFinite:
 
 
 def _listeners(run: Run) -> tuple[list[Listener], LiveBar | None]:
+    if run.experiment.potential.is_closed_form:
+        return [ClosedFormLine(run.log)], None
     runtime, steps_per_epoch = run.experiment.runtime, run.task.steps_per_epoch
     live = run.log.console.is_terminal if runtime.progress_bar == "auto" else runtime.progress_bar
     lines = PlainLines(run.log, interval=runtime.log_interval, steps_per_epoch=steps_per_epoch, shown=not live)

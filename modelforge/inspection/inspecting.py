@@ -121,10 +121,10 @@ def _unit_from(origin: LabelOrigin, found: Look) -> str:
 
 def _other_keys(look: Look) -> tuple[OtherKey, ...]:
     report, found = look.opened.report, []
-    for key, (count, per_atom) in unread(report, look.used_keys).items():
-        option = looks_like(key, per_atom=per_atom)
-        toml = f"{option} = {toml_value(key)}" if option in look.key_options else ""
-        found.append(OtherKey(key, report.homes[per_atom], count, toml))
+    for (name, per_atom), count in unread(report, look.used_keys).items():
+        option = looks_like(name, per_atom=per_atom)
+        toml = f"{option} = {toml_value(name)}" if option in look.key_options else ""
+        found.append(OtherKey(name, report.homes[per_atom], count, toml))
     return tuple(sorted(found, key=lambda other: not other.toml))
 
 

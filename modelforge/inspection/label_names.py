@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
 from modelforge.data.sources.file_source import LABEL_OF_OPTION, PER_ATOM_OPTIONS
 from modelforge.data.sources.read_report import ReadReport
@@ -26,7 +27,7 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "partial_charges_key": (
         *("partialcharges", "charges", "atomiccharges", "q", "mullikencharges", "mulliken", "lowdincharges", "nbocharges"),
         *("npacharges", "hirshfeldcharges", "hirshfeld", "mbischarges", "cm5charges", "espcharges", "respcharges"),
-        *("badercharges", "chelpgcharges"),
+        *("badercharges", "chelpgcharges", "charge"),
     ),
     "weight_key": ("configweight", "weight", "sampleweight"),
     "subset_key": ("configtype", "subset", "datasetname"),
@@ -42,16 +43,24 @@ def looks_like(key: str, *, per_atom: bool) -> str:
     return next((option for option in options if not per_atom or option in PER_ATOM_OPTIONS), "")
 
 
-def unread(report: ReadReport, used: Collection[str]) -> dict[str, tuple[int, bool]]:
-    """The keys besides those in use: how many structures have each, and whether it is one for each atom."""
+class FileKey(NamedTuple):
+    """A key of files: structures and atoms may have one of the same name each."""
+
+    name: str
+    per_atom: bool
+
+
+def unread(report: ReadReport, used: Collection[FileKey]) -> dict[FileKey, int]:
+    """The keys besides those in use, and how many structures have each."""
     homes = ((report.keys, False), (report.columns, True))
-    return {key: (count, per_atom) for home, per_atom in homes for key, count in home.items() if key not in used}
+    counts = {FileKey(name, per_atom): count for home, per_atom in homes for name, count in home.items()}
+    return {key: count for key, count in counts.items() if key not in used}
 
 
-def candidates(report: ReadReport, label: str, used: Collection[str]) -> dict[str, str]:
+def candidates(report: ReadReport, label: str, used: Collection[FileKey]) -> dict[str, str]:
     """Keys that look like a label, with the option of each; the one that is called like the label is the only one."""
-    found = {key: looks_like(key, per_atom=per_atom) for key, (_, per_atom) in unread(report, used).items()}
-    fitting = {key: option for key, option in found.items() if option and label_of(option) == label}
+    found = {key: looks_like(key.name, per_atom=key.per_atom) for key in unread(report, used)}
+    fitting = {key.name: option for key, option in found.items() if option and label_of(option) == label}
     return {label: fitting[label]} if label in fitting else fitting
 
 

@@ -16,6 +16,7 @@ from modelforge.configuration.writing import toml_value
 from modelforge.data.audit.sampling import evenly_spaced
 from modelforge.data.detection import load_data
 from modelforge.data.sources.extxyz import ExtendedXYZ
+from modelforge.data.sources.file_source import PER_ATOM_OPTIONS
 from modelforge.data.sources.gather import read
 from modelforge.data.sources.part import Part
 from modelforge.data.sources.source import DataSource, Reader, SourceFiles
@@ -23,7 +24,7 @@ from modelforge.data.sources.stored import Stored
 from modelforge.data.store.opening import STORE_FROM, OpenedData, cache_folder, open_files
 from modelforge.data.store.prepared_once import Say
 from modelforge.errors import UserError
-from modelforge.inspection.label_names import candidates, missing_labels
+from modelforge.inspection.label_names import FileKey, candidates, missing_labels
 
 PROVISIONAL = {
     "energy_unit": "eV",
@@ -72,12 +73,14 @@ class Look:
         return tuple(option for option in type(self.source).model_fields if option.endswith("_key"))
 
     @property
-    def used_keys(self) -> frozenset[str]:
+    def used_keys(self) -> frozenset[FileKey]:
         """The keys of the files that something is read from."""
-        named = {key for some in self.source.training_files() for key in some.reader.label_keys().values()}
-        named |= {origin.key for origin in self.opened.report.origins if origin.num_carriers}
+        asked = (pair for some in self.source.training_files() for pair in some.reader.label_keys().items())
+        named = {FileKey(key, option in PER_ATOM_OPTIONS) for option, key in asked}
+        named |= {FileKey(origin.key, origin.per_atom) for origin in self.opened.report.origins if origin.num_carriers}
         stating = {getattr(self.source, option) for option in UNIT_KEYS if hasattr(self.source, option)}
-        return frozenset(named | stating | (STATING_UNITS if isinstance(self.source, ExtendedXYZ) else set()))
+        stating |= STATING_UNITS if isinstance(self.source, ExtendedXYZ) else set()
+        return frozenset(named | {FileKey(key, per_atom=False) for key in stating})
 
 
 def look(request: Request, guessed: Mapping[str, str] | None = None, *, whole: bool = False) -> Look:

@@ -69,6 +69,9 @@ class PotentialFields(Section):
         """Whether the weights are the solution of linear equations, so that nothing is trained in steps."""
         return False
 
+    def refuse_missing_packages(self) -> None:
+        """A `UserError` where a package that the potential needs is not installed; what `fixed_terms` need they tell."""
+
     def build(self, elements: Sequence[int]) -> "Potential":
         """A network with random weights for these elements."""
         raise NotImplementedError

@@ -14,7 +14,8 @@ S structures, M columns of the equations.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, cast
+from importlib.util import find_spec
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +32,6 @@ from modelforge.potentials.closed_form import ClosedFormPotential
 from modelforge.potentials.potential import AtomicOutputs
 from modelforge.potentials.soap import SOAPFields
 from modelforge.section import Count, Positive
-
-if TYPE_CHECKING:
-    from sklearn.linear_model import Ridge
 
 Floats = npt.NDArray[np.float64]
 
@@ -59,6 +57,10 @@ class SOAPKernelSection(SOAPFields):
     def is_closed_form(self) -> bool:
         """They are."""
         return True
+
+    def refuse_missing_packages(self) -> None:
+        """A `UserError` without scikit-learn."""
+        refuse_missing_library()
 
     def build(self, elements: Sequence[int]) -> "SOAPKernel":
         """A potential with random references and weights for these elements."""
@@ -116,7 +118,7 @@ class SOAPKernel(ClosedFormPotential):
 
     def solve(self, batches: Iterable[Batch], *, scale: float, with_energies: bool, with_forces: bool) -> list[str]:
         """References from the environments of the batches, weights from their labels."""
-        _ridge()  # before the work
+        refuse_missing_library()  # before the work
         exact = self.options.build(self.elements).double()
         num_references = exact.choose_references(batch.graph for batch in batches)
         equations = Equations(exact.whitening(num_references))
@@ -264,16 +266,16 @@ class Equations:
     def solution(self) -> Floats:
         """The weights of a ridge regression whose penalty is the kernel between the references, (Z R,)."""
         reduced = self._reduced()
-        ridge = _ridge()(alpha=1.0, fit_intercept=False, solver="svd").fit(reduced[:, :-1], reduced[:, -1])
+        from sklearn.linear_model import Ridge
+
+        ridge = Ridge(alpha=1.0, fit_intercept=False, solver="svd").fit(reduced[:, :-1], reduced[:, -1])
         weights: Floats = self.whitening @ ridge.coef_
         return weights
 
 
-def _ridge() -> type["Ridge"]:
-    try:
-        from sklearn.linear_model import Ridge
-    except ImportError as error:
+def refuse_missing_library() -> None:
+    """A `UserError` where the package that solves for the weights is not installed."""
+    if find_spec("sklearn") is None:
         raise UserError(
             'potential.name: "soap_krr" is fitted with scikit-learn, which is not installed; pip install modelforge[krr]'
-        ) from error
-    return cast(type["Ridge"], Ridge)
+        )

@@ -150,9 +150,7 @@ class Interaction(nn.Module):
         self.mixing_before = Mixing(num_features)
         self.mixing_after = Mixing(num_features)
 
-    def forward(
-        self, x: Tensor, radial: Radial, components: Tensor, graph: AtomicGraph, *, strength: Tensor | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, radial: Radial, components: Tensor, graph: AtomicGraph, *, strength: Tensor | None) -> Tensor:
         """New X, (N, C, F); `strength` (N, 1, 1) multiplies the products, None stands for ones."""
         x = normalized(x)
         y = self.mixing_before(x)

@@ -101,6 +101,27 @@ class PlainLines:
         self.log.line(f"{epochs}  {known}  {duration(self.pace.seconds_left())} left", shown=self.shown)
 
 
+class ClosedFormLine:
+    """A listener where weights are solved for: no steps, no learning rate and no loss, only the errors of the solution."""
+
+    def __init__(self, log: RunLog) -> None:
+        self.log = log
+
+    def started(self, *, step: int, total_steps: int, seconds: float) -> None:
+        """Nothing, as no step comes."""
+
+    def stepped(self, *, step: int) -> None:
+        """Never."""
+
+    def validated(self, validation: Validation) -> None:
+        """The errors."""
+        self.log.line(errors_in_words("validation", validation.validation))
+
+    def said(self, message: str) -> None:
+        """A message."""
+        self.log.line(message)
+
+
 class LiveBar:
     """A listener that shows a live bar with the current errors, learning rate, plateau, speed and time left."""
 

@@ -337,6 +337,44 @@ def test_subsets_are_named_by_the_config_type(tmp_path: Path) -> None:
     assert [structures.subset_names[index] for index in structures.subset] == ["bulk", "", "a b", "bulk"]
 
 
+TWO_CHARGES = """2
+Properties=species:S:1:pos:R:3:charge:R:1 charge=-1
+H 0 0 0 0.25
+O 0 0 1 -1.25
+"""
+ION = "1\ncharge=-1\nH 0 0 0\n"  # one atom: the header may be either
+
+
+def test_a_total_charge_and_partial_charges_may_have_the_same_name_as_ase_writes_them(tmp_path: Path) -> None:
+    atoms = Atoms("OHH", positions=np.eye(3), info={"charge": -1})
+    atoms.arrays["charge"] = np.array([-0.8, -0.1, -0.1])
+    ase.io.write(tmp_path / "ase.xyz", [atoms, atoms], format="extxyz")
+    text, keys = (tmp_path / "ase.xyz").read_text(), {"total_charge_key": "charge", "partial_charges_key": "charge"}
+    reading = read_text_with_report(tmp_path, text, **keys)
+    assert reading.structures.total_charge.tolist() == [-1, -1]
+    assert reading.structures.partial_charges.tolist() == [-0.8, -0.1, -0.1] * 2
+    for option in keys:
+        origin = reading.report.origin(option)
+        assert (origin.num_carriers, origin.num_incomplete) == (2, 0)
+
+
+def test_a_column_goes_before_the_header_in_each_structure(tmp_path: Path) -> None:
+    reading = read_text_with_report(tmp_path, TWO_CHARGES + ION, partial_charges_key="charge")
+    assert reading.structures.partial_charges.tolist() == [0.25, -1.25, -1]
+    assert reading.report.origin("partial_charges_key").num_carriers == 2
+    assert reading.report.keys == {"charge": 1}
+    assert reading.report.columns == {"charge": 2}
+
+
+def test_a_header_that_is_read_for_both_counts_for_both(tmp_path: Path) -> None:
+    keys = {"total_charge_key": "charge", "partial_charges_key": "charge"}
+    reading = read_text_with_report(tmp_path, TWO_CHARGES + ION, **keys)
+    assert reading.structures.total_charge.tolist() == [-1, -1]
+    for option in keys:
+        origin = reading.report.origin(option)
+        assert (origin.num_carriers, origin.num_incomplete) == (2, 0)
+
+
 BAD_FILES = [
     ("", "x.xyz: must hold at least one structure (got an empty file)"),
     (" \n\n", "x.xyz: must hold at least one structure (got an empty file)"),

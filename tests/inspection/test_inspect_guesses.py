@@ -45,6 +45,7 @@ def ethanols(shared_data: Path) -> dict[str, np.ndarray]:
         ("dft_total_gradient", True, "gradient_key"),
         ("REF_virials", False, "virial_key"),
         ("charge", False, "total_charge_key"),
+        ("charge", True, "partial_charges_key"),
         ("config_weight", False, "weight_key"),
         ("mulliken_charges", True, "partial_charges_key"),
         ("energy", True, ""),
@@ -66,6 +67,25 @@ def test_keys_of_another_code_are_found(tmp_path: Path) -> None:
     )
     assert [label.num_structures for label in found.labels] == [8, 8]
     assert 'energy_key = "REF_energy"  # guessed by its name' in found.toml
+
+
+def test_charges_of_structures_and_of_atoms_with_one_name_are_both_found(tmp_path: Path) -> None:
+    text = waters(header="charge=-1", properties="Properties=species:S:1:pos:R:3:charge:R:1:spare:R:2")
+    path = written(tmp_path, text)
+    found = inspect_files([path])
+    both = {"total_charge": "header keys", "partial_charges": "per-atom columns"}
+    assert {label.label: label.home for label in found.labels if label.key == "charge"} == both
+    assert all(label.num_structures == 8 for label in found.labels if label.key == "charge")
+    for option in ("total_charge_key", "partial_charges_key"):
+        assert f'{option} = "charge"  # guessed by its name' in found.toml
+    chosen = inspect_files([path], ["total_charge_key=charge"])
+    assert {label.label for label in chosen.labels if label.key == "charge"} == set(both)
+
+
+def test_a_key_that_is_read_in_the_header_leaves_the_column_of_its_name(tmp_path: Path) -> None:
+    text = waters(header="spin=1", properties="Properties=species:S:1:pos:R:3:spin:R:1:spare:R:2")
+    found = inspect_files([written(tmp_path, text)], ["spin_multiplicity_key=spin"])
+    assert [(key.key, key.home) for key in found.other_keys] == [("spin", "per-atom columns"), ("spare", "per-atom columns")]
 
 
 def test_between_two_energies_the_user_decides(tmp_path: Path) -> None:

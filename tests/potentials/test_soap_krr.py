@@ -1,7 +1,7 @@
 """Kernel ridge regression: the solution against a dense one and scikit-learn's, and a whole run in closed form."""
 
-import builtins
 import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from small_runs import write_experiment
 
 from modelforge.atoms.graph import Batch
 from modelforge.calculator import ModelforgeCalculator
+from modelforge.check import check
 from modelforge.errors import UserError
 from modelforge.experiment import load
 from modelforge.model_file import load_potential
@@ -187,6 +188,7 @@ def test_a_run_leaves_what_every_run_leaves(run: Path) -> None:
     assert results["reason"] == "solved in closed form"
     assert results["weights"] == "closed form"
     assert results["steps"] == results["epochs"] == 0
+    assert "length" not in results
     assert results["metrics"].keys() == {"validation", "hot"}
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -196,6 +198,21 @@ def test_a_run_leaves_what_every_run_leaves(run: Path) -> None:
     assert validation < 900, "the forces themselves are 1200"
     assert {path.name for path in (run / "predictions").iterdir()} == {"validation.extxyz", "hot.extxyz"}
     assert "solved in closed form" in (run / "log.txt").read_text()
+
+
+def test_the_log_says_nothing_of_steps_that_are_not_trained(run: Path) -> None:
+    log = (run / "log.txt").read_text()
+    assert "\nvalidation RMSE F " in log
+    for words in ("loss", "lr ", "plateau", "gradient", "epoch", "left"):
+        assert words not in log, words
+
+
+def test_on_a_terminal_no_bar_is_shown(tmp_path: Path) -> None:
+    shown = io.StringIO()
+    loaded = load(write_experiment(tmp_path, TOML), ["runtime.progress_bar=true"])
+    assert train(loaded, Console(file=shown, force_terminal=True, width=100))["status"] == "finished"
+    assert "validation RMSE F " in shown.getvalue()
+    assert "epoch" not in shown.getvalue()
 
 
 def test_a_finished_run_is_not_solved_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,13 +252,13 @@ def test_forces_can_be_left_out_and_the_resolved_experiment_reads_again(run: Pat
 
 
 def test_a_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: object) -> object:
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return real(name, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr("modelforge.potentials.soap_krr.find_spec", {}.get)
     with pytest.raises(UserError, match=r"pip install modelforge\[krr\]"):
         section().build(ELEMENTS).solve([labelled_batch(1)], scale=1.0, with_energies=True, with_forces=False)
+
+
+def test_check_says_that_scikit_learn_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(write_experiment(tmp_path, TOML))
+    monkeypatch.setattr("modelforge.potentials.soap_krr.find_spec", {}.get)
+    with pytest.raises(UserError, match=r"potential\.name: .*pip install modelforge\[krr\]"):
+        list(check(loaded))

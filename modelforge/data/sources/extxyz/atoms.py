@@ -142,6 +142,11 @@ def frames_by_properties(frames: Frames) -> dict[str, list[int]]:
     return chosen
 
 
+def frames_with_column(chosen: dict[str, list[int]], name: str | None) -> set[int]:
+    """The frames that have a column of this name."""
+    return {frame for properties, members in chosen.items() if name in parse_layout(properties).columns for frame in members}
+
+
 def read_atoms(
     frames: Frames, chosen: dict[str, list[int]], *, forces_key: str | None, charges_key: str | None = None
 ) -> AtomTable:

@@ -4,6 +4,7 @@ Legend: F frames.
 """
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 
@@ -96,14 +97,19 @@ def read_weights(frames: Frames, key: str | None) -> Floats:
     return np.where(np.isnan(weights), 1.0, weights)
 
 
-def read_partial_charges(frames: Frames, key: str | None, of_columns: Floats) -> tuple[Floats, int]:
-    """Partial charges from the columns, (N,), with those that stand in headers, and how many frames have these there."""
+def read_partial_charges(
+    frames: Frames, key: str | None, of_columns: Floats, *, with_column: Collection[int]
+) -> tuple[Floats, int]:
+    """Partial charges from the columns, (N,), or from headers where a frame has no such column, and in how many it is so.
+
+    Beside a column, a header of the same name is something else: ASE calls total and partial charges alike.
+    """
     if key is None:
         return ABSENT, 0
     offsets = np.concatenate([[0], np.cumsum(frames.num_atoms)])
     found = 0
     for frame, header in enumerate(frames.headers):
-        if key in header:
+        if key in header and frame not in with_column:
             count, place = frames.num_atoms[frame], f"{frames.place(frame)}: {key}"
             of_columns[offsets[frame] : offsets[frame + 1]] = parse_components(header[key], count, place=place)
             found += 1

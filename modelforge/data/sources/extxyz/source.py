@@ -16,7 +16,13 @@ import numpy as np
 
 from modelforge.atoms.units import EnergyUnit, LengthUnit
 from modelforge.data.sources.conversion import with_units
-from modelforge.data.sources.extxyz.atoms import AtomTable, frames_by_properties, parse_layout, read_atoms
+from modelforge.data.sources.extxyz.atoms import (
+    AtomTable,
+    frames_by_properties,
+    frames_with_column,
+    parse_layout,
+    read_atoms,
+)
 from modelforge.data.sources.extxyz.cells import read_cells
 from modelforge.data.sources.extxyz.frames import TEXT_SIZE, Frames, read_frames
 from modelforge.data.sources.extxyz.labels import (
@@ -31,7 +37,7 @@ from modelforge.data.sources.extxyz.labels import (
     stated_units,
     units_differ,
 )
-from modelforge.data.sources.file_source import FileSource
+from modelforge.data.sources.file_source import PER_ATOM_OPTIONS, FileSource
 from modelforge.data.sources.gather import read
 from modelforge.data.sources.part import Part
 from modelforge.data.sources.paths import one_by_one
@@ -86,20 +92,25 @@ def part_of(frames: Frames, section: ExtendedXYZ, stated: dict[str, str]) -> Par
         forces_key=section.label_keys().get(forces_option(section)),
         charges_key=section.partial_charges_key,
     )
-    charges, num_in_header = read_partial_charges(frames, section.partial_charges_key, atoms.partial_charges)
+    key_of_charges = section.partial_charges_key
+    charges, num_in_header = read_partial_charges(
+        frames, key_of_charges, atoms.partial_charges, with_column=frames_with_column(by_properties, key_of_charges)
+    )
     columns: Counter[str] = Counter()
     for properties, members in by_properties.items():
         columns.update(dict.fromkeys(parse_layout(properties).columns, len(members)))
-    if section.partial_charges_key and num_in_header:
-        columns[section.partial_charges_key] += num_in_header
     structures = structures_of(frames, section, atoms, charges)
     keys = Counter(chain.from_iterable(frames.headers))
+    if key_of_charges and num_in_header:
+        columns[key_of_charges] += num_in_header
+        if key_of_charges not in keys_of_structures(section):
+            keys[key_of_charges] -= num_in_header
     converted, names = with_units(
         structures, section, stated=stated, usual={"energy": "eV", "length": "angstrom"}, place=str(frames.path)
     )
     return Part(
         converted,
-        keys={key: count for key, count in keys.items() if key not in GEOMETRY_KEYS},
+        keys={key: count for key, count in keys.items() if count and key not in GEOMETRY_KEYS},
         columns={name: count for name, count in columns.items() if name not in GEOMETRY_COLUMNS},
         units=names,
         groups=read_groups(frames, section.group_key),
@@ -109,6 +120,11 @@ def part_of(frames: Frames, section: ExtendedXYZ, stated: dict[str, str]) -> Par
 def forces_option(section: ExtendedXYZ) -> str:
     """Which key names the column of forces."""
     return "gradient_key" if section.gradient_key else "forces_key"
+
+
+def keys_of_structures(section: ExtendedXYZ) -> set[str]:
+    """The keys that something is read from for each structure."""
+    return {key for option, key in section.label_keys().items() if option not in PER_ATOM_OPTIONS}
 
 
 def structures_of(frames: Frames, section: ExtendedXYZ, atoms: AtomTable, charges: np.ndarray) -> Structures:
