@@ -143,8 +143,8 @@ def evaluate_files(
     """Evaluate a run folder's or file's potential on files; writes results.json and predictions.extxyz, gives the results.
 
     The files are read with the keys and units of the training data, or with `settings` of `[dataset]` if there are any.
-    Without `out` they go to `evaluation/<name of the first file>` beside the potential, or to `evaluation/<its name>/...` if its
-    file has another name than in a run folder; only these two files are replaced.
+    Without `out` they go to `evaluation/<name of the first file>` beside the potential; of a file with another name than in a
+    run folder to `evaluation/<its name>/...`. Only these two files are replaced.
     """
     trained = load_potential(model, device=_device(device))
     files = (
