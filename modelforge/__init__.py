@@ -1,3 +1,3 @@
 """Train neural network potentials: one TOML file in, a tested potential out."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

@@ -2,7 +2,7 @@
 
 Schema 1 (0.1.0): the state of the keeper under `keeper`, the training loss as one sum, best weights in best.ckpt only.
 Schema 2 (0.2.0): `progress`, sums of each loss term, two stages, best weights in every checkpoint.
-Schema 3: errors of dipoles, quadrupoles and partial charges.
+Schema 3 (0.3.0): errors of dipoles, quadrupoles and partial charges.
 """
 
 from collections.abc import Callable, Mapping
