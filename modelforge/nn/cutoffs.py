@@ -10,3 +10,10 @@ def cosine_cutoff(distance: Tensor, cutoff: float) -> Tensor:
     """(cos(pi d/r_c) + 1)/2 below the cutoff, 0 beyond; (E,) -> (E,). Behler, J. Chem. Phys. 134, 074106 (2011), eq. 2."""
     inside = 0.5 * (torch.cos(distance * (math.pi / cutoff)) + 1.0)
     return torch.where(distance < cutoff, inside, torch.zeros_like(distance))
+
+
+def polynomial_cutoff(distance: Tensor, cutoff: float) -> Tensor:
+    """1 - 6 x^5 + 15 x^4 - 10 x^3 with x = r/r_c, 0 beyond; (E,) -> (E,). Unke, Meuwly, JCTC 15, 3678 (2019)."""
+    x = distance / cutoff
+    inside = 1.0 - x**3 * (10.0 - x * (15.0 - 6.0 * x))
+    return torch.where(x < 1.0, inside, 0.0)

@@ -42,14 +42,18 @@ class BesselBasis(nn.Module):
 
 
 class ExpNormalBasis(nn.Module):
-    """exp(-b (exp(-5 d/r_c) - m_k)^2), m_k evenly on [exp(-r_c), 1], b = (2/K (1 - exp(-r_c)))^-2 (TorchMD-Net, SAKE)."""
+    """exp(-b (exp(-a d) - m_k)^2), m_k evenly on [exp(-r_c), 1], b = (2/K (1 - exp(-r_c)))^-2.
+
+    a is 5/r_c in TorchMD-Net and SAKE, 1/angstrom in PhysNet.
+    """
 
     centres: Tensor
     steepness: Tensor
 
-    def __init__(self, *, num_radial: int, cutoff: float) -> None:
+    def __init__(self, *, num_radial: int, cutoff: float, rate: float | None = None) -> None:
+        """`rate`: a, in 1/angstrom; 5/r_c where it is not given."""
         super().__init__()
-        self.rate = 5.0 / cutoff
+        self.rate = 5.0 / cutoff if rate is None else rate
         centres = torch.linspace(math.exp(-cutoff), 1.0, num_radial, dtype=torch.float64)
         self.register_buffer("centres", centres.to(torch.get_default_dtype()))
         steepness = (2.0 / num_radial * (1.0 - math.exp(-cutoff))) ** -2

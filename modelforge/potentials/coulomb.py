@@ -16,6 +16,7 @@ from torch import Tensor
 from modelforge.atoms.graph import AtomicGraph
 from modelforge.atoms.sums import at_senders, sum_over_atoms, sum_over_edges
 from modelforge.atoms.units import BOHR, HARTREE
+from modelforge.nn.cutoffs import polynomial_cutoff
 from modelforge.section import Length, Section, SectionError
 
 COULOMB = HARTREE * BOHR  # eV angstrom, between two elementary charges
@@ -107,10 +108,3 @@ class SwitchedCoulomb(CoulombFields):
 
 
 CoulombSection = Annotated[NoCoulomb | DampedCoulomb | SwitchedCoulomb, Field(discriminator="name")]
-
-
-def polynomial_cutoff(distance: Tensor, cutoff: float) -> Tensor:
-    """1 - 6 x^5 + 15 x^4 - 10 x^3 with x = r/r_c, 0 beyond; (E,) -> (E,). Unke, Meuwly, JCTC 15, 3678 (2019)."""
-    x = distance / cutoff
-    inside = 1.0 - x**3 * (10.0 - x * (15.0 - 6.0 * x))
-    return torch.where(x < 1.0, inside, 0.0)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from modelforge.atoms.graph import AtomicGraph
 from modelforge.atoms.sums import at_senders, sum_over_edges
+from modelforge.nn.cutoffs import polynomial_cutoff
 from modelforge.nn.layers import ElementEmbedding, ShiftedSoftplus, dense, without_autocast
 from modelforge.nn.pairs import Pairs, at_both_edges, mean_of_pair, pairs_of
 from modelforge.nn.radial import ExpNormalBasis
-from modelforge.potentials.coulomb import polynomial_cutoff
 from modelforge.potentials.heads import conserved
 from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
 from modelforge.section import Count, CountOrZero, Length, NonNegative
@@ -135,8 +135,7 @@ class PhysNet(Potential):
         )
         self.hierarchy_weight = section.hierarchy_weight
         self.embedding = ElementEmbedding(elements, num_features, charge=section.charge_embedding, spin=section.spin_embedding)
-        self.radial_basis = ExpNormalBasis(num_radial=section.num_radial, cutoff=section.cutoff)
-        self.radial_basis.rate = 1.0  # of distances in angstrom, whatever the cutoff
+        self.radial_basis = ExpNormalBasis(num_radial=section.num_radial, cutoff=section.cutoff, rate=1.0)
         self.filters = nn.Linear(section.num_radial, num_layers * num_features, bias=False)
         nn.init.zeros_(self.filters.weight)
         self.interactions = nn.ModuleList(Interaction(section) for _ in range(num_layers))
