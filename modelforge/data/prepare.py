@@ -112,6 +112,7 @@ def prepare(
     reference = reference_of(source.self_energies, reduced.structures, found.train, elements, atoms)
     if split_file and not is_drawn:  # only now, as no check has stopped the run
         save_split(split_file, found, **drawn_from)
+    of_labels = (*_spread_notes(structures, reduced, found.train, elements), *missing_label_notes(report), *of_inputs)
     audit_notes = (f"{finding.key}: {finding.message}" for finding in audited.findings())
     return PreparedData(
         opened,
@@ -124,15 +125,7 @@ def prepare(
         audited,
         source.subset_weights,
         cache,
-        (
-            *atom_notes,
-            *_group_notes(source, structures),
-            *reference.notes,
-            *_spread_notes(structures, reduced, found.train, elements),
-            *missing_label_notes(report),
-            *of_inputs,
-            *audit_notes,
-        ),
+        (*atom_notes, *_group_notes(source, structures), *reference.notes, *of_labels, *audit_notes),
         reduced,
     )
 

@@ -7,6 +7,7 @@ cutoff R, bring value and slope of 1/r to zero at R; so does PhysNet. S structur
 """
 
 import math
+from abc import abstractmethod
 from typing import Annotated, Literal
 
 import torch
@@ -59,9 +60,9 @@ class CoulombFields(Section):
         """The distance up to which graphs must have far edges."""
         return math.inf if self.cutoff is None else self.cutoff
 
+    @abstractmethod
     def inverse_distance(self, distance: Tensor) -> Tensor:
         """chi, (L,) angstrom -> (L,)."""
-        raise NotImplementedError
 
     def energies(self, charges: Tensor, graph: AtomicGraph) -> Tensor:
         """From charges (N,) in e and the far edges, (S,) eV."""

@@ -72,9 +72,9 @@ class PotentialFields(Section):
     def refuse_missing_packages(self) -> None:
         """A `UserError` where a package that the potential needs is not installed; what `fixed_terms` need they tell."""
 
+    @abstractmethod
     def build(self, elements: Sequence[int]) -> "Potential":
         """A network with random weights for these elements."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
