@@ -26,7 +26,7 @@ from modelforge.atoms.graph import AtomicGraph
 from modelforge.atoms.sums import sum_over_edges
 from modelforge.nn.cutoffs import cosine_cutoff
 from modelforge.nn.layers import ElementEmbedding, dense, without_autocast
-from modelforge.nn.pairs import Pairs, mean_of_pair, pairs_of
+from modelforge.nn.neighbours.pairs import Pairs, mean_of_pair, pairs_of
 from modelforge.potentials.heads import conserved
 from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
 from modelforge.section import Count, Length, SectionError

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from modelforge.atoms.graph import AtomicGraph
-from modelforge.atoms.sums import at_senders, sum_over_edges
 from modelforge.nn.cutoffs import cosine_cutoff
 from modelforge.nn.layers import ElementEmbedding, dense, two_layers, without_autocast
+from modelforge.nn.neighbours.directed_sums import directed_sum
+from modelforge.nn.neighbours.filtered_sums import filtered_sum
+from modelforge.nn.neighbours.neighbourhood import Neighbourhood, neighbourhood_of
+from modelforge.nn.neighbours.pairs import mean_of_pair, pairs_of
 from modelforge.nn.radial import RadialBasisName, radial_basis
 from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
 from modelforge.section import Count, Length
@@ -51,21 +54,19 @@ class Message(nn.Module):
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
-        self.num_features = num_features
         self.context = two_layers(num_features, num_features, 3 * num_features, nn.SiLU)
 
     def forward(
-        self, scalars: Tensor, vectors: Tensor | None, filters: Tensor, directions: Tensor, graph: AtomicGraph
+        self, scalars: Tensor, vectors: Tensor | None, filters: Sequence[Tensor], directions: Tensor, near: Neighbourhood
     ) -> tuple[Tensor, Tensor]:
-        """Sums over the neighbours for scalars (N, F) and vectors (N, 3, F); `vectors` None stands for zeros."""
-        parts = 2 if vectors is None else 3  # the third part multiplies the vectors: nothing while they are zero
-        width = parts * self.num_features
-        context = self.context(scalars)[:, :width]
-        weights = (filters[:, :width] * at_senders(context, graph)).chunk(parts, dim=1)  # parts x (E, F)
-        to_vectors = weights[1][:, None] * directions  # (E, 3, F)
+        """Sums over the neighbours for scalars (N, F) and vectors (3, N, F); `vectors` None stands for zeros."""
+        context = self.context(scalars).to(scalars.dtype).view(-1, 3, scalars.shape[1]).transpose(0, 1).contiguous()
+        of_scalars, of_directions, of_vectors = context.unbind()  # 3 x (N, F)
+        to_scalars = filtered_sum(filters[0], of_scalars[None], near).squeeze(0)
+        to_vectors = directed_sum(directions, filters[1], of_directions, near)
         if vectors is not None:
-            to_vectors = to_vectors + weights[2][:, None] * at_senders(vectors, graph)
-        return sum_over_edges(weights[0], graph), sum_over_edges(to_vectors, graph)
+            to_vectors = to_vectors + filtered_sum(filters[2], of_vectors * vectors, near)
+        return to_scalars, to_vectors
 
 
 class Mixing(nn.Module):
@@ -77,12 +78,12 @@ class Mixing(nn.Module):
         self.context = two_layers(2 * num_features, num_features, 3 * num_features, nn.SiLU)
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Changes of scalars (N, F) and vectors (N, 3, F)."""
+        """Changes of scalars (N, F) and vectors (3, N, F)."""
         # Never in half precision, where 1e-8 may be zero, and with it the length of vectors that vanish by symmetry.
-        left, right = self.vector_channels(vectors).to(vectors.dtype).chunk(2, dim=-1)  # V, U: (N, 3, F)
-        length = (left.square().sum(dim=1) + NORM_EPSILON).sqrt()  # (N, F)
+        left, right = self.vector_channels(vectors).to(vectors.dtype).chunk(2, dim=-1)  # V, U: (3, N, F)
+        length = (left.square().sum(dim=0) + NORM_EPSILON).sqrt()  # (N, F)
         to_scalars, to_vectors, product = self.context(torch.cat([scalars, length], dim=1)).chunk(3, dim=1)
-        return to_scalars + product * (left * right).sum(dim=1), to_vectors[:, None] * right
+        return to_scalars + product * (left * right).sum(dim=0), to_vectors * right
 
 
 class PaiNN(Potential):
@@ -102,19 +103,29 @@ class PaiNN(Potential):
 
     def forward(self, graph: AtomicGraph) -> AtomicOutputs:
         """Atomic energies and features."""
-        distance = graph.edge_vectors.norm(dim=1)  # (E,)
-        directions = (graph.edge_vectors / distance[:, None])[:, :, None]  # (E, 3, 1)
+        pairs = pairs_of(graph.reverse_edge)
+        near = neighbourhood_of(graph, pairs)
+        vectors_of_pairs = mean_of_pair(near.sign * graph.edge_vectors, pairs)  # (P, 3)
+        distance = vectors_of_pairs.norm(dim=1)  # (P,)
+        directions = vectors_of_pairs / distance[:, None]  # (P, 3)
         scalars = self.embedding(graph)  # (N, F)
         vectors: Tensor | None = None
         for message, mixing, filters in zip(self.messages, self.mixings, self._filters(distance), strict=True):
-            to_scalars, to_vectors = message(scalars, vectors, filters, directions, graph)
+            to_scalars, to_vectors = message(scalars, vectors, filters, directions, near)
             scalars, vectors = scalars + to_scalars, to_vectors if vectors is None else vectors + to_vectors
             to_scalars, to_vectors = mixing(scalars, vectors)
             scalars, vectors = scalars + to_scalars, vectors + to_vectors
         energies = without_autocast(self.readout, scalars, dtype=distance.dtype)[:, 0]
-        return AtomicOutputs.of(energies, scalars, vectors=vectors)
+        assert vectors is not None
+        return AtomicOutputs.of(energies, scalars, vectors=vectors.transpose(0, 1))
 
-    def _filters(self, distance: Tensor) -> Sequence[Tensor]:
-        """Filters of each layer, T x (E, 3F)."""
-        filters = self.filters(self.radial_basis(distance)) * cosine_cutoff(distance, self.cutoff)[:, None]
-        return [filters] * len(self.messages) if self.shared_filters else filters.chunk(len(self.messages), dim=1)
+    def _filters(self, distance: Tensor) -> Sequence[Sequence[Tensor]]:
+        """Filters of each layer for scalars, directions and vectors, T x 3 x (P, F)."""
+        envelope = cosine_cutoff(distance, self.cutoff)[:, None]  # (P, 1)
+        radial = torch.cat([self.radial_basis(distance) * envelope, envelope], dim=1)  # (P, K + 1), the last for the biases
+        weights = torch.cat([self.filters.weight, self.filters.bias[:, None]], dim=1)  # (3TF, K + 1)
+        # Transposed in memory, by which the products for the gradients of the weights take half the time.
+        parts = weights.view(-1, self.num_scalars, weights.shape[1]).transpose(1, 2).contiguous()  # (3T, K + 1, F)
+        filters = [torch.mm(radial, part).to(distance.dtype) for part in parts.unbind()]  # 3T x (P, F)
+        layers = [filters[first : first + 3] for first in range(0, len(filters), 3)]
+        return layers * len(self.messages) if self.shared_filters else layers

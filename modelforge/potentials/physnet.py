@@ -21,7 +21,7 @@ from modelforge.atoms.graph import AtomicGraph
 from modelforge.atoms.sums import at_senders, sum_over_edges
 from modelforge.nn.cutoffs import polynomial_cutoff
 from modelforge.nn.layers import ElementEmbedding, ShiftedSoftplus, dense, without_autocast
-from modelforge.nn.pairs import Pairs, at_both_edges, mean_of_pair, pairs_of
+from modelforge.nn.neighbours.pairs import Pairs, at_both_edges, mean_of_pair, pairs_of
 from modelforge.nn.radial import ExpNormalBasis
 from modelforge.potentials.heads import conserved
 from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from modelforge.atoms.graph import AtomicGraph
 from modelforge.nn.cutoffs import cosine_cutoff
 from modelforge.nn.layers import ElementEmbedding, ShiftedSoftplus, dense, two_layers, without_autocast
-from modelforge.nn.neighbour_sums import sum_over_neighbours
-from modelforge.nn.pairs import Pairs, mean_of_pair, pairs_of
+from modelforge.nn.neighbours.neighbour_sums import sum_over_neighbours
+from modelforge.nn.neighbours.pairs import Pairs, mean_of_pair, pairs_of
 from modelforge.nn.radial import RadialBasisName, radial_basis
 from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
 from modelforge.section import Count, Length

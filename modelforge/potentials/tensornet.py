@@ -25,8 +25,8 @@ from modelforge.atoms.sums import at_atoms, at_receivers, at_senders, sum_over_e
 from modelforge.nn.cutoffs import cosine_cutoff
 from modelforge.nn.layers import ElementEmbedding, ShiftedSoftplus, dense, without_autocast
 from modelforge.nn.matrix_products import anticommutator, square
-from modelforge.nn.neighbour_sums import sum_over_neighbours
-from modelforge.nn.pairs import Pairs, at_both_edges, mean_of_pair, pairs_of
+from modelforge.nn.neighbours.neighbour_sums import sum_over_neighbours
+from modelforge.nn.neighbours.pairs import Pairs, at_both_edges, mean_of_pair, pairs_of
 from modelforge.nn.radial import ExpNormalBasis
 from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
 from modelforge.section import Count, Length

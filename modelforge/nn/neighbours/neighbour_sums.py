@@ -15,7 +15,8 @@ from torch.autograd.function import FunctionCtx
 
 from modelforge.atoms.graph import AtomicGraph
 from modelforge.atoms.sums import sum_over_edges
-from modelforge.nn.pairs import Pairs
+from modelforge.nn.neighbours import native_sums
+from modelforge.nn.neighbours.pairs import Pairs
 
 
 def sum_over_neighbours(filters: Tensor, x: Tensor, pairs: Pairs, graph: AtomicGraph, *, parts: Sequence[int] = (1,)) -> Tensor:
@@ -33,6 +34,8 @@ class _SumOverNeighbours(torch.autograd.Function):
     def forward(ctx: FunctionCtx, filters: Tensor, x: Tensor, pairs: Pairs, graph: AtomicGraph, parts: Sequence[int]) -> Tensor:
         ctx.save_for_backward(filters, x)
         ctx.edges = (pairs, graph, parts)  # type: ignore[attr-defined]
+        if native_sums.is_native(x):
+            return native_sums.sum_over_neighbours(filters, x, pairs, graph, parts)
         sums = []
         for part, weights in zip(torch.split(x, list(parts), dim=1), filters.unbind(dim=1), strict=True):
             weights_of_edges = weights.index_select(0, pairs.of_edge)[:, None]  # (E, 1, F)
@@ -52,6 +55,8 @@ class _ProductsOfPairs(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, y: Tensor, pairs: Pairs, graph: AtomicGraph, parts: Sequence[int]) -> Tensor:
         ctx.save_for_backward(x, y)
         ctx.edges = (pairs, graph, parts)  # type: ignore[attr-defined]
+        if native_sums.is_native(x):
+            return native_sums.products_of_pairs(x, y, pairs, graph, parts)
         i, j = graph.receivers[pairs.first], graph.senders[pairs.first]
         products = []
         for a, b in zip(torch.split(x, list(parts), dim=1), torch.split(y, list(parts), dim=1), strict=True):
