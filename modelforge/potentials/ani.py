@@ -13,6 +13,7 @@ P = Z (Z + 1)/2 pairs of them, R radial shifts, A shells of mean distances, T an
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Annotated, Literal
 
 import torch
@@ -24,14 +25,21 @@ from modelforge.atoms.graph import AtomicGraph
 from modelforge.atoms.sums import at_atoms, at_rows, elements_of_edges, sum_over_segments
 from modelforge.atoms.triple_sums import edges_of_triples, element_pairs_of_triples
 from modelforge.nn.cutoffs import cosine_cutoff
-from modelforge.nn.per_element import ElementNetworks
+from modelforge.nn.descriptors.native_symmetry import NativeSlopes, Senders, is_native
+from modelforge.nn.descriptors.symmetry_functions import (
+    COSINE_FACTOR,
+    SMALLEST_SQUARE,
+    Surroundings,
+    SymmetryConstants,
+    symmetry_functions,
+)
+from modelforge.nn.elements.per_element import ElementNetworks
+from modelforge.nn.known_slopes import Slopes, with_slopes
 from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
 from modelforge.section import Count, Length, Positive, SectionError, Unit
 
 Widths = Annotated[tuple[Count, ...], Field(min_length=1)]
 InverseArea = Annotated[float, Field(gt=0), Unit("1/angstrom^2")]
-COSINE_FACTOR = 0.95  # keeps theta from 0 and pi, where the angle has no derivative
-SMALLEST_SQUARE = 1e-20  # angstrom^2: of atoms in one place, whose distance has no derivative
 CELU_ALPHA = 0.1
 
 ANI1X: Mapping[str, object] = {
@@ -104,6 +112,11 @@ class ANISection(PotentialFields):
         """Distance up to which pairs of neighbours of an atom matter, angstrom."""
         return self.angular_cutoff
 
+    @property
+    def symmetry(self) -> SymmetryConstants:
+        """What the symmetry functions are made of."""
+        return SymmetryConstants(**{field.name: getattr(self, field.name) for field in fields(SymmetryConstants)})
+
     def widths_of(self, element: int) -> tuple[int, ...]:
         """Hidden layers of the network of an element."""
         return self.widths.get(chemical_symbols[element], self.other_widths)
@@ -131,27 +144,65 @@ class ANI(Potential):
         )
 
     def forward(self, graph: AtomicGraph) -> AtomicOutputs:
-        """Atomic energies, and the last hidden layer as features."""
-        inputs = [*self.aev(graph)]
+        """Atomic energies, and the last hidden layer as features where a head reads them."""
+        inputs = [self._features(graph)]
         inputs += [at_atoms(graph.total_charge, graph)[:, None]] if self.constants.charge_embedding else []
         inputs += [at_atoms(graph.spin_multiplicity - 1.0, graph)[:, None]] if self.constants.spin_embedding else []
-        return AtomicOutputs.of(*self.networks(torch.cat(inputs, dim=1), graph.atomic_numbers))
+        features = torch.cat(inputs, dim=1)
+        if self.constants.partial_charges or self.constants.forces == "direct":
+            return AtomicOutputs.of(*self.networks(features, graph.atomic_numbers))
+        return AtomicOutputs.of(self.networks.energies(features, graph.atomic_numbers), features[:, :0])
 
     def aev(self, graph: AtomicGraph) -> tuple[Tensor, Tensor]:
         """Radial part, by element of the neighbour, then shift, (N, Z R); angular part, by pair, shell, angle, (N, P A T)."""
-        column, num_elements = self.networks.column, len(self.elements)
-        distance = graph.edge_vectors.square().sum(dim=1).clamp(min=SMALLEST_SQUARE).sqrt()  # (E,)
-        by_element = elements_of_edges(graph, column, num_elements=num_elements)
-        radial = sum_over_segments(radial_terms(distance, self.constants), by_element)  # (N Z, R)
-        by_pair = element_pairs_of_triples(graph, column, num_elements=num_elements)
-        angular = sum_over_segments(self._angular_terms(distance, graph), by_pair)  # (N P, A T)
-        return radial.reshape(graph.num_atoms, -1), angular.reshape(graph.num_atoms, -1)
+        features, num_radial = self._features(graph), len(self.elements) * self.constants.num_radial
+        return features[:, :num_radial], features[:, num_radial:]
 
-    def _angular_terms(self, distance: Tensor, graph: AtomicGraph) -> Tensor:
+    def _features(self, graph: AtomicGraph) -> Tensor:
+        """The AEV, (N, Z R + P A T)."""
+        return self._features_of(graph.edge_vectors, graph)
+
+    def _features_of(self, vectors: Tensor, graph: AtomicGraph) -> Tensor:
+        """Of these edge vectors (E, 3), by native code where there is any: it needs no tables of triples."""
+        constants = self.constants.symmetry
+        values: Tensor
+        slopes: Slopes
+        with torch.no_grad():
+            if is_native(vectors, constants):
+                slopes = NativeSlopes(vectors, self._senders(graph), constants)
+                values = slopes.values()
+            else:
+                values, slopes = symmetry_functions(vectors, self._surroundings(graph), constants)
+        return with_slopes(vectors, values, slopes, lambda vectors: self._aev(vectors, self._surroundings(graph)))
+
+    def _senders(self, graph: AtomicGraph) -> Senders:
+        elements = self.networks.column[graph.atomic_numbers]
+        return Senders(graph.first_edge, graph.senders, elements, len(self.elements))
+
+    def _surroundings(self, graph: AtomicGraph) -> Surroundings:
+        column, num_elements = self.networks.column, len(self.elements)
+        return Surroundings(
+            num_atoms=graph.num_atoms,
+            num_elements=num_elements,
+            triples=graph.triples,
+            of_edges=edges_of_triples(graph),
+            by_element=elements_of_edges(graph, column, num_elements=num_elements),
+            by_pair=element_pairs_of_triples(graph, column, num_elements=num_elements),
+        )
+
+    def _aev(self, vectors: Tensor, surroundings: Surroundings) -> Tensor:
+        """The formula as it is, differentiable any number of times."""
+        distance = vectors.square().sum(dim=1).clamp(min=SMALLEST_SQUARE).sqrt()  # (E,)
+        radial = sum_over_segments(radial_terms(distance, self.constants), surroundings.by_element)  # (N Z, R)
+        terms = self._angular_terms(distance, vectors, surroundings)
+        angular = sum_over_segments(terms, surroundings.by_pair)  # (N P, A T)
+        return torch.cat([part.reshape(surroundings.num_atoms, -1) for part in (radial, angular)], dim=1)
+
+    def _angular_terms(self, distance: Tensor, vectors: Tensor, surroundings: Surroundings) -> Tensor:
         """(M, A T)."""
         envelope = cosine_cutoff(distance, self.constants.angular_cutoff)
-        of_edges = torch.cat([graph.edge_vectors / distance[:, None], distance[:, None], envelope[:, None]], dim=1)  # (E, 5)
-        first, second = at_rows(of_edges, edges_of_triples(graph)).chunk(2)  # (M, 5)
+        of_edges = torch.cat([vectors / distance[:, None], distance[:, None], envelope[:, None]], dim=1)  # (E, 5)
+        first, second = at_rows(of_edges, surroundings.of_edges).chunk(2)  # (M, 5)
         cosine = (first[:, :3] * second[:, :3]).sum(dim=1)
         mean_distance, envelopes = 0.5 * (first[:, 3] + second[:, 3]), first[:, 4] * second[:, 4]
         return angular_terms(cosine, mean_distance, envelopes, self.constants)

@@ -2,10 +2,11 @@
 
     e_i = MLP_Z(i)(sqrt(64/F) (p_i / |p_i| - m_Z) / s_Z)
 
-The descriptor p is that of `nn/soap.py` (Bartok, Kondor, Csanyi, Phys. Rev. B 87, 184115, 2013), the networks are as those of
-Behler and Parrinello (Phys. Rev. Lett. 98, 146401, 2007). Means m and deviations s, of each feature for each element of the
-atom itself, are those of random structures: all features then begin with values of about 1, and with the factor before them
-a step of the optimizer changes a network with many of them no more than one with 64. N atoms, F features, Z elements.
+The descriptor p is that of `nn/descriptors/soap.py` (Bartok, Kondor, Csanyi, Phys. Rev. B 87, 184115, 2013); networks are
+as those of Behler and Parrinello (Phys. Rev. Lett. 98, 146401, 2007). Means m and deviations s, of each feature for each
+element of the atom itself, are those of random structures: all features then begin with values of about 1, and with the
+factor before them a step of the optimizer changes a network with many of them no more than one with 64. N atoms, F
+features, Z elements.
 """
 
 import math
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 
 from modelforge.atoms.graph import AtomicGraph
 from modelforge.errors import UserError
+from modelforge.nn.descriptors.soap import SOAP, random_structures
+from modelforge.nn.descriptors.soap_radial import SOAPBasisName
+from modelforge.nn.elements.per_element import ElementNetworks
 from modelforge.nn.layers import ShiftedSoftplus, StateEmbedding
-from modelforge.nn.per_element import ElementNetworks
-from modelforge.nn.soap import SOAP, random_structures
-from modelforge.nn.soap_radial import SOAPBasisName
 from modelforge.potentials.potential import AtomicOutputs, Potential, PotentialFields
 from modelforge.section import Count, CountOrZero, Length, SectionError
 

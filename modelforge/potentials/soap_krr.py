@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from modelforge.atoms.graph import AtomicGraph, Batch
 from modelforge.atoms.sums import sum_over_atoms
 from modelforge.errors import UserError
-from modelforge.nn.soap import random_structures
+from modelforge.nn.descriptors.soap import random_structures
 from modelforge.potentials.closed_form import ClosedFormPotential
 from modelforge.potentials.potential import AtomicOutputs
 from modelforge.potentials.soap import SOAPFields

@@ -15,8 +15,8 @@ from scipy.spatial.transform import Rotation
 from scipy.special import spherical_in
 
 from modelforge.atoms.graph import AtomicGraph
-from modelforge.nn.soap import SOAP, random_structures
-from modelforge.nn.soap_radial import (
+from modelforge.nn.descriptors.soap import SOAP, random_structures
+from modelforge.nn.descriptors.soap_radial import (
     DIGITS,
     SOAPBasisName,
     as_floats,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
 
-from modelforge.nn.grouped_products import grouped_linear, row_groups
-from modelforge.nn.per_element import ElementNetworks
+from modelforge.nn.elements.grouped_products import grouped_linear, row_groups
+from modelforge.nn.elements.per_element import ElementNetworks
 
 ELEMENTS = (1, 6, 7, 8)
 SYMBOLS = {1: "H", 6: "C", 7: "N", 8: "O"}

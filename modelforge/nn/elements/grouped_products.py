@@ -19,6 +19,11 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
+from modelforge.nn.autograd import is_wanted
+
+ROWS, WEIGHTS = 0, 2  # places among the tensors that a product takes
+LEFT, RIGHT = 0, 1  # and an outer product
+
 
 @dataclass(frozen=True, eq=False)
 class RowGroups:
@@ -58,10 +63,7 @@ def grouped_linear(rows: Tensor, weights: Sequence[Tensor], biases: Sequence[Ten
         half = torch.get_autocast_dtype(device)
         rows, weights, biases = rows.to(half), [w.to(half) for w in weights], [b.to(half) for b in biases]
     num_out = max(weight.shape[0] for weight in weights)
-    of_rows_and_weights = _product(rows, weights, groups.ends, num_out=num_out, transposed=False, biases=biases)
-    ones, columns = rows.new_ones(rows.shape[0], 1), [bias[:, None] for bias in biases]
-    of_biases = _ZeroOfWeights.apply([ones], groups.ends, num_out, False, *columns)  # type: ignore[no-untyped-call]
-    return cast(Tensor, of_rows_and_weights + of_biases)
+    return _product(rows, weights, groups.ends, num_out=num_out, transposed=False, biases=biases)
 
 
 class _Permuted(torch.autograd.Function):
@@ -76,55 +78,50 @@ class _Permuted(torch.autograd.Function):
         return cast(Tensor, _Permuted.apply(gradients[0], place, order)), None, None  # type: ignore[no-untyped-call]
 
 
-# A product is the sum of two nodes: one that has only the rows as its inputs, and one, of value zero, that has only the
-# weights; and so with biases. Autograd then computes what is asked for and nothing else; of one node it would compute all.
-
-
 def _product(
     rows: Tensor, weights: Sequence[Tensor], ends: Tensor, *, num_out: int, transposed: bool, biases: Sequence[Tensor] = ()
 ) -> Tensor:
-    options = (ends, num_out, transposed)
-    by_rows = _ProductOfRows.apply(rows, list(weights), list(biases), *options)  # type: ignore[no-untyped-call]
-    return cast(Tensor, by_rows + _ZeroOfWeights.apply([rows], *options, *weights))  # type: ignore[no-untyped-call]
+    options = (num_out, transposed, len(weights))
+    return cast(Tensor, _Product.apply(rows, ends, *options, *weights, *biases))  # type: ignore[no-untyped-call]
 
 
 def _outer(left: Tensor, right: Tensor, ends: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
     return cast(tuple[Tensor, ...], _Outer.apply(left, right, ends, shapes))  # type: ignore[no-untyped-call]
 
 
-class _ProductOfRows(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx,
         rows: Tensor,
-        weights: list[Tensor],
-        biases: list[Tensor],
         ends: Tensor,
         num_out: int,
         transposed: bool,
+        num_groups: int,
+        *weights_and_biases: Tensor,
     ) -> Tensor:
-        ctx.others = (weights, ends, rows.shape[1], transposed)  # type: ignore[attr-defined]
+        weights, biases = list(weights_and_biases[:num_groups]), list(weights_and_biases[num_groups:])
+        ctx.save_for_backward(rows, ends, *weights)
+        ctx.others = (transposed, [bias.shape for bias in biases])  # type: ignore[attr-defined]
         result: Tensor = torch.ops.modelforge.grouped_product(rows, weights, biases, ends, num_out, transposed)
         return result
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        weights, ends, num_in, transposed = ctx.others  # type: ignore[attr-defined]
-        by_rows = _product(gradients[0], weights, ends, num_out=num_in, transposed=not transposed)
-        return by_rows, None, None, None, None, None
-
-
-class _ZeroOfWeights(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, rows: list[Tensor], ends: Tensor, num_out: int, transposed: bool, *weights: Tensor) -> Tensor:
-        ctx.others = (rows[0], ends, transposed, [weight.shape for weight in weights])  # type: ignore[attr-defined]
-        return rows[0].new_zeros(1, 1).expand(rows[0].shape[0], num_out)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[None, None, None, None, *tuple[Tensor, ...]]:
-        rows, ends, transposed, shapes = ctx.others  # type: ignore[attr-defined]
-        left, right = (rows, gradients[0]) if transposed else (gradients[0], rows)
-        return None, None, None, None, *_outer(left, right, ends, shapes)
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, ends, *weights = ctx.saved_tensors  # type: ignore[attr-defined]
+        (transposed, shapes), gradient = ctx.others, gradients[0]  # type: ignore[attr-defined]
+        by_rows = None
+        by_weights: Sequence[Tensor | None] = [None] * len(weights)
+        by_biases: Sequence[Tensor | None] = [None] * len(shapes)
+        if is_wanted(ctx, ROWS):
+            by_rows = _product(gradient, weights, ends, num_out=rows.shape[1], transposed=not transposed)
+        if any(is_wanted(ctx, WEIGHTS + place) for place in range(len(weights))):
+            left, right = (rows, gradient) if transposed else (gradient, rows)
+            by_weights = _outer(left, right, ends, [weight.shape for weight in weights])
+        if any(is_wanted(ctx, WEIGHTS + len(weights) + place) for place in range(len(shapes))):
+            columns = _outer(gradient, rows.new_ones(rows.shape[0], 1), ends, [torch.Size((*shape, 1)) for shape in shapes])
+            by_biases = [column[:, 0] for column in columns]
+        return by_rows, None, None, None, None, *by_weights, *by_biases
 
 
 class _Outer(torch.autograd.Function):
@@ -137,10 +134,13 @@ class _Outer(torch.autograd.Function):
         return tuple(torch.ops.modelforge.grouped_outer(left, right, ends, num_left, num_right))
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         left, right, ends = ctx.saved_tensors  # type: ignore[attr-defined]
-        by_left = _product(right, gradients, ends, num_out=left.shape[1], transposed=False)
-        by_right = _product(left, gradients, ends, num_out=right.shape[1], transposed=True)
+        by_left = by_right = None
+        if is_wanted(ctx, LEFT):
+            by_left = _product(right, gradients, ends, num_out=left.shape[1], transposed=False)
+        if is_wanted(ctx, RIGHT):
+            by_right = _product(left, gradients, ends, num_out=right.shape[1], transposed=True)
         return by_left, by_right, None, None
 
 

@@ -21,8 +21,8 @@ from torch.autograd.function import FunctionCtx
 from modelforge.atoms.graph import ABSENT, AtomicGraph
 from modelforge.atoms.sums import elements_of_edges, sum_over_segments
 from modelforge.nn.cutoffs import cosine_cutoff
-from modelforge.nn.soap_radial import SOAPBasisName, radial_series
-from modelforge.nn.spherical_harmonics import SphericalHarmonics
+from modelforge.nn.descriptors.soap_radial import SOAPBasisName, radial_series
+from modelforge.nn.equivariant.spherical_harmonics import SphericalHarmonics
 
 CLUSTERS_PER_ELEMENT, NUM_ELEMENTS = 3, 4  # of random structures; elements of each
 NUM_SITES, SPACING, SHAKE = 4, 1.6, 0.6  # along each axis, the rest in angstrom
