@@ -9,7 +9,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from scipy.special import sph_harm_y
 
-from modelforge.nn.spherical_harmonics import SphericalHarmonics
+from modelforge.nn.equivariant.spherical_harmonics import SphericalHarmonics
 
 EXACT = 1e-13
 
