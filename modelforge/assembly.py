@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from modelforge.data.batching.edges import refuse_endless
+from modelforge.data.batching.edges import edges_of, refuse_endless
 from modelforge.data.batching.order import EvaluationBatches
 from modelforge.data.batching.run_batches import RunBatches
 from modelforge.data.prepare import PreparedData, prepare
@@ -15,6 +16,8 @@ from modelforge.potentials.energy_model import EnergyModel
 from modelforge.training.freezing import freeze
 from modelforge.training.loss import weights_of
 from modelforge.training.runtime import dtype_of
+
+MOST_STRUCTURES = 1000  # that a mean number of neighbours is taken of
 
 
 def prepared(experiment: Experiment, *, split_file: Path | None = None, say: Say = silent) -> PreparedData:
@@ -47,12 +50,21 @@ def build_model(experiment: Experiment, data: PreparedData, start: TrainedPotent
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.runtime.seed)
-        potential = experiment.potential.build(start.elements if start else data.elements)
+        section = start.potential if start else experiment.potential.completed(lambda: _mean_num_neighbors(experiment, data))
+        potential = section.build(start.elements if start else data.elements)
         model = EnergyModel(potential, scale=data.scale).to(dtype_of_model(experiment))
     if start:
         model.load_state_dict(start.model.state_dict())
     freeze(model, experiment.training.freeze)
     return model
+
+
+def _mean_num_neighbors(experiment: Experiment, data: PreparedData) -> float:
+    """Of the atoms of the training set, or of an even sample of it where it is large; to six digits."""
+    members = data.split.train
+    sample = members[np.linspace(0, len(members) - 1, min(len(members), MOST_STRUCTURES)).astype(np.int64)]
+    edges = edges_of(data.structures.take(sample), cutoff=experiment.potential.cutoff)
+    return float(f"{edges.edges_of_atom.mean():.6g}") or 1.0  # atoms that are all alone have sums of nothing
 
 
 def total_steps_of(experiment: Experiment, steps_per_epoch: int) -> int:

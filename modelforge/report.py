@@ -14,6 +14,7 @@ from modelforge.data.prepare import PreparedData
 from modelforge.data.structures import LABELS
 from modelforge.experiment import Experiment
 from modelforge.potentials.energy_model import EnergyModel
+from modelforge.potentials.potential import NormalizedSums
 from modelforge.training.freezing import num_trained
 
 MOST_PLACES = 5  # structures that are named
@@ -76,9 +77,15 @@ def model_summary(experiment: Experiment, model: EnergyModel) -> list[str]:
     return [
         f"potential: {experiment.potential.name}, {num_parameters:,} parameters{of_which}, "
         f"cutoff {experiment.potential.cutoff:g} A, output scale {float(model.scale):.4g} eV"
+        + _neighbors(model)
         + ("" if model.is_conservative else ", forces predicted directly (not conservative)")
         + (", adds a penalty of its own to the loss of training" if model.has_penalty else ""),
     ]
+
+
+def _neighbors(model: EnergyModel) -> str:
+    section = model.potential.section
+    return f", {section.avg_num_neighbors:.6g} neighbours on average" if isinstance(section, NormalizedSums) else ""
 
 
 def batch_summary(experiment: Experiment, batches: RunBatches) -> str:

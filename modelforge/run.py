@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
@@ -14,6 +15,7 @@ from modelforge.data.prepare import PreparedData
 from modelforge.experiment import Experiment, LoadedExperiment, resolved_toml
 from modelforge.files import set_aside, write_text
 from modelforge.model_file import TrainedPotential
+from modelforge.potentials import PotentialSection
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.report import batch_summary, data_summary, model_summary
 from modelforge.run_folder import RunFolder, length_of
@@ -51,7 +53,7 @@ class Run:
         """The potential with the weights that the model has now; `weights` says which these are."""
         return TrainedPotential(
             model=self.task.model,
-            potential=self.experiment.potential,
+            potential=cast(PotentialSection, self.task.model.potential.section),  # completed by the training set
             dataset=self.experiment.dataset,
             self_energies=self.data.reference.self_energies,
             shifts=self.data.reference.shifts,

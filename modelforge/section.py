@@ -4,8 +4,10 @@ A field's type carries its range, `Unit` its unit, and the docstring line beneat
 (shown by `modelforge describe` and in the JSON schema). `PathText` marks paths: relative ones are relative to the TOML.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -36,6 +38,8 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
+    other_names: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Keys as other packages call them, and as they are called here."""
 
 
 Problem = tuple[str, str]

@@ -95,7 +95,8 @@ def start_summary(start: StartingPoint, data: PreparedData, dtype: torch.dtype) 
 
 
 def _refuse_other_potential(experiment: Experiment, trained: TrainedPotential) -> None:
-    ours, theirs = (_flat(section.model_dump(mode="json")) for section in (experiment.potential, trained.potential))
+    completed = experiment.potential.completed_like(trained.potential)
+    ours, theirs = (_flat(section.model_dump(mode="json")) for section in (completed, trained.potential))
     if ours.get("name") != theirs.get("name"):
         ours, theirs = {"name": ours.get("name")}, {"name": theirs.get("name")}
     different = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]

@@ -73,21 +73,26 @@ CASES = [
         value("batch_size", "batchsize"),
     ),
     Case(
+        "a key as another package calls it",
+        "x.toml:3: potential.r_max: unknown key (here it is cutoff)",
+        value("cutoff = 3.0", "r_max = 3.0"),
+    ),
+    Case(
         "a wrong type",
         "x.toml:14: training.batch_size: must be a whole number of at least 1 (got '4'); drop the quotes",
         value("batch_size = 4", 'batch_size = "4"'),
     ),
     Case(
         "an unknown choice",
-        "x.toml:2: potential.name: unknown choice 'shnet' (did you mean 'schnet'? choices: aimnet2, ani, painn, physnet, sake, "
-        "schnet, soap, soap_krr, tensornet)",
+        "x.toml:2: potential.name: unknown choice 'shnet' (did you mean 'schnet'? choices: aimnet2, allegro, ani, mace, "
+        "nequip, painn, physnet, sake, schnet, soap, soap_krr, tensornet)",
         value('"schnet"', '"shnet"'),
     ),
     Case("a negative cutoff", "x.toml:3: potential.cutoff: must be greater than 0 (got -3.0)", value("3.0", "-3.0")),
     Case(
         "a missing table",
-        'x.toml: potential: missing; add a table [potential] with name = "aimnet2", "ani", "painn", "physnet", "sake", '
-        '"schnet", "soap", "soap_krr" or "tensornet"',
+        'x.toml: potential: missing; add a table [potential] with name = "aimnet2", "allegro", "ani", "mace", "nequip", '
+        '"painn", "physnet", "sake", "schnet", "soap", "soap_krr" or "tensornet"',
         value('[potential]\nname = "schnet"\ncutoff = 3.0\nnum_features = 4\nnum_layers = 1\nnum_radial = 4\n', ""),
     ),
     Case("an unknown table", "x.toml:12: trainig: unknown table (did you mean training?)", value("[training]", "[trainig]")),

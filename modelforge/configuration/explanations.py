@@ -194,6 +194,7 @@ def _unknown_key(mistake: Mistake, root: Kind, values: object) -> str:
     hint = (
         _other_choice(path, root, values)
         or _other_table(path, root)
+        or _other_name(path, root, values)
         or _near_key(path, root, values)
         or _near_elsewhere(path, root)
         or f"{f'modelforge describe {dotted(path[:-1])}'.rstrip()} lists the keys"
@@ -214,6 +215,13 @@ def _other_table(path: KeyPath, root: Kind) -> str:
     name = str(path[-1])
     owners = dict.fromkeys(table for table, section in tables(root) if name in section.model_fields and table)
     return f"belongs in {any_of([f'[{dotted(owner)}]' for owner in owners])}" if 0 < len(owners) <= 3 else ""
+
+
+def _other_name(path: KeyPath, root: Kind, values: object) -> str:
+    """The key has this name in other packages."""
+    table = narrow_fully(kind_at(root, values, path[:-1]), value_at(values, path[:-1]))
+    found = [section.other_names[name] for section in sections_in(table) if (name := str(path[-1])) in section.other_names]
+    return f"here it is {found[0]}" if found else ""
 
 
 def _near_key(path: KeyPath, root: Kind, values: object) -> str:

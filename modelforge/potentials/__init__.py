@@ -5,7 +5,10 @@ from typing import Annotated
 from pydantic import Field
 
 from modelforge.potentials.aimnet2 import AIMNet2Section
+from modelforge.potentials.allegro import AllegroSection
 from modelforge.potentials.ani import ANISection
+from modelforge.potentials.mace import MACESection
+from modelforge.potentials.nequip import NequIPSection
 from modelforge.potentials.painn import PaiNNSection
 from modelforge.potentials.physnet import PhysNetSection
 from modelforge.potentials.sake import SAKESection
@@ -16,7 +19,10 @@ from modelforge.potentials.tensornet import TensorNetSection
 
 PotentialSection = Annotated[
     AIMNet2Section
+    | AllegroSection
     | ANISection
+    | MACESection
+    | NequIPSection
     | PaiNNSection
     | PhysNetSection
     | SAKESection

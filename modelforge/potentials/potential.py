@@ -4,9 +4,10 @@ N atoms, S structures.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 from torch import Tensor, nn
@@ -16,12 +17,15 @@ from modelforge.physics.dispersion import DispersionSection, NoDispersion
 from modelforge.physics.fixed_energy import FixedTerms
 from modelforge.physics.repulsion import NoRepulsion, RepulsionSection
 from modelforge.potentials.coulomb import CoulombSection, NoCoulomb
-from modelforge.section import Length, Section, SectionError
+from modelforge.section import Length, Positive, Section, SectionError
 
 
 class PotentialFields(Section):
     """What any potential can carry: ways to forces, inputs, charges, and physics that needs no learning."""
 
+    other_names: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"r_max": "cutoff", "r_cut": "cutoff", "rcut": "cutoff", "cutoff_upper": "cutoff"}
+    )
     cutoff: Length
     """Distance beyond which atoms do not see each other."""
     forces: Literal["derivative", "direct"] = "derivative"
@@ -69,12 +73,36 @@ class PotentialFields(Section):
         """Whether the weights are the solution of linear equations, so that nothing is trained in steps."""
         return False
 
+    def completed(self, mean_num_neighbors: Callable[[], float]) -> Self:  # noqa: ARG002
+        """With what the training set says in the place of what was not given; `build` takes complete sections only."""
+        return self
+
+    def completed_like(self, other: "PotentialFields") -> Self:  # noqa: ARG002
+        """With what the section of a trained potential says in its place."""
+        return self
+
     def refuse_missing_packages(self) -> None:
         """A `UserError` where a package that the potential needs is not installed; what `fixed_terms` need they tell."""
 
     @abstractmethod
     def build(self, elements: Sequence[int]) -> "Potential":
         """A network with random weights for these elements."""
+
+
+class NormalizedSums(PotentialFields):
+    """What potentials have in common that divide sums over neighbours by how many there are on average."""
+
+    avg_num_neighbors: Positive | None = None
+    """Mean number of neighbours, which sums over them are divided by; that of the training set if not given."""
+
+    def completed(self, mean_num_neighbors: Callable[[], float]) -> Self:
+        """With the mean number of neighbours."""
+        return self if self.avg_num_neighbors else self.model_copy(update={"avg_num_neighbors": mean_num_neighbors()})
+
+    def completed_like(self, other: PotentialFields) -> Self:
+        """With the number of the other one, if it has one."""
+        number = other.avg_num_neighbors if isinstance(other, NormalizedSums) else None
+        return self if number is None else self.completed(lambda: number)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from tolerances import EXACT_SUM, FINITE_DIFFERENCE, STEP
 from modelforge.atoms.graph import Batch
 from modelforge.data.batching.batches import structure_table
 from modelforge.data.batching.order import shared_batch
-from modelforge.nn.pairs import pairs_of
+from modelforge.nn.neighbours.pairs import pairs_of
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.potentials.physnet import PhysNet, PhysNetSection, excess
 from modelforge.training.eager_step import EagerStep, scales_of

@@ -16,7 +16,7 @@ from modelforge.training.loss import LossSection
 from modelforge.training.precision import matmul_precision
 
 CUTOFF = 4.0
-SMALL = {"cutoff": CUTOFF, "num_features": 4, "num_layers": 1, "num_radial": 5}
+SMALL = {"cutoff": CUTOFF, "num_features": 4, "num_layers": 1, "num_radial": 5, "avg_num_neighbors": 5.0}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])

@@ -19,7 +19,7 @@ from modelforge.training.eager_step import EagerStep, StepResult, scales_of
 from modelforge.training.loss import LossSection, weights_of
 
 CUTOFF = 3.5
-SMALL = {"cutoff": CUTOFF, "num_features": 8, "num_filters": 6, "num_layers": 2, "num_radial": 5}
+SMALL = {"cutoff": CUTOFF, "num_features": 8, "num_filters": 6, "num_layers": 2, "num_radial": 5, "avg_num_neighbors": 5.0}
 ELEMENTS = (1, 6, 8)
 POTENTIALS: tuple[type[Section], ...] = get_args(get_args(PotentialSection)[0])
 LOSSES = {

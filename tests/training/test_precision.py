@@ -37,7 +37,7 @@ from modelforge.training.section import TrainingSection
 from modelforge.training.trainer import build_trainer
 
 CUTOFF = 3.5
-SMALL = {"cutoff": CUTOFF, "num_features": 16, "num_filters": 16, "num_layers": 2, "num_radial": 8}
+SMALL = {"cutoff": CUTOFF, "num_features": 16, "num_filters": 16, "num_layers": 2, "num_radial": 8, "avg_num_neighbors": 5.0}
 POTENTIALS: tuple[type[Section], ...] = get_args(get_args(PotentialSection)[0])
 ATOMS = [labelled(cluster(8, (1, 6, 8), seed=0), seed=0), labelled(crystal(6, (1, 6, 8), seed=1), seed=1)]
 
