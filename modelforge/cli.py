@@ -168,7 +168,10 @@ def evaluate(
 def import_(
     file: Annotated[Path, typer.Argument(help="An .npz with hyper (JSON) and weights as w/<name>.", metavar="FILE.npz")],
     format_name: Annotated[
-        str, typer.Option("--format", help="schnetpack, torchani, torchmdnet, aimnet or sake.", metavar="FORMAT")
+        str,
+        typer.Option(
+            "--format", help="schnetpack, torchani, torchmdnet, aimnet, sake, nequip, allegro or mace.", metavar="FORMAT"
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The potential to write.", metavar="FILE.safetensors")],
     energy_unit: Annotated[str | None, typer.Option(help="Of its energies, if not as the file says.", metavar="UNIT")] = None,

@@ -8,8 +8,9 @@ from pydantic import Field, ValidationError, field_validator
 
 from modelforge.atoms.unit_names import factor_of
 from modelforge.configuration.explanations import explain
-from modelforge.configuration.mistakes import Mistake, mistakes
-from modelforge.configuration.schema import Kind
+from modelforge.configuration.mistakes import Mistake, kind_at, mistakes
+from modelforge.configuration.schema import Kind, sections_in
+from modelforge.configuration.writing import dotted
 from modelforge.data.sources.read_report import did_you_mean
 from modelforge.errors import UserError
 from modelforge.importing.imported import Hyper
@@ -123,6 +124,13 @@ def read_hyper(kind: type[AnyHyper], hyper: Hyper) -> AnyHyper:
 def _in_words(mistake: Mistake, kind: type[PeerHyper], values: dict[str, object]) -> str:
     if mistake.type != "extra_forbidden":
         return str(explain(mistake, Kind(kind), values))
-    key, known = str(mistake.path[0]), list(kind.model_fields)
-    near = did_you_mean(key, known)
-    return f"{key}: no option that can be imported{near}; remove it if it changes nothing (known: {', '.join(known)})"
+    known = _known(kind_at(Kind(kind), values, mistake.path[:-1]))
+    near = did_you_mean(str(mistake.path[-1]), known)
+    what = f"no option that can be imported{near}; remove it if it changes nothing (known: {', '.join(known)})"
+    return f"{dotted(mistake.path)}: {what}"
+
+
+def _known(kind: Kind) -> list[str]:
+    """The keys of a table as files spell them."""
+    fields = {name: field for section in sections_in(kind) for name, field in section.model_fields.items()}
+    return [field.alias or name for name, field in fields.items()]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from modelforge.importing import aimnet, sake, schnetpack, torchani, torchmdnet
+from modelforge.importing import aimnet, allegro, mace, nequip, sake, schnetpack, torchani, torchmdnet
 from modelforge.importing.imported import Arrays, Hyper, ImportedPotential
 
 FORMATS: Mapping[str, Callable[[Hyper, Arrays], ImportedPotential]] = {
@@ -11,4 +11,7 @@ FORMATS: Mapping[str, Callable[[Hyper, Arrays], ImportedPotential]] = {
     "torchmdnet": torchmdnet.imported,
     "aimnet": aimnet.imported,
     "sake": sake.imported,
+    "nequip": nequip.imported,
+    "allegro": allegro.imported,
+    "mace": mace.imported,
 }

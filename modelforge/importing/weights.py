@@ -66,8 +66,8 @@ class Weights:
         return layer | ({f"{ours}.bias": self.take(f"{theirs}.bias", num_out)} if bias else {})
 
     def refuse_rest(self, what: str) -> None:
-        """Stop where there are weights that nothing has asked for."""
-        if rest := sorted(self._arrays.keys() - self._taken):
+        """Stop where there are weights that nothing has asked for; arrays without a number, as e3nn's, are none."""
+        if rest := sorted(name for name in self._arrays.keys() - self._taken if self._arrays[name].size):
             listed = ", ".join(f"{PREFIX}{name}" for name in rest[:MOST_NAMES])
             more = f" and {len(rest) - MOST_NAMES} more" if len(rest) > MOST_NAMES else ""
             raise UserError(

@@ -20,7 +20,7 @@ from modelforge.data.structures import Structures
 from modelforge.errors import UserError
 from modelforge.evaluate import evaluate
 from modelforge.import_model import trained_potential
-from modelforge.importing import schnetpack, torchmdnet
+from modelforge.importing import allegro, mace, nequip, schnetpack, torchmdnet
 from modelforge.importing.imported import ImportedPotential
 from modelforge.importing.registry import FORMATS
 
@@ -70,6 +70,10 @@ IN_BOHR = {
     "schnetpack Gaussian": ("golden/schnet_random.npz", schnetpack.imported),
     "schnetpack Bessel": (WRITTEN, schnetpack.imported),
     "torchmdnet": ("golden/tensornet_random_o3.npz", torchmdnet.imported),
+    "nequip": (WRITTEN.parent / "nequip_l2_one_scale.npz", nequip.imported),
+    "nequip with a scale for each type": (WRITTEN.parent / "nequip_l3.npz", nequip.imported),
+    "allegro": (WRITTEN.parent / "allegro_l3_shared_paths.npz", allegro.imported),
+    "mace": (WRITTEN.parent / "mace_three_layers.npz", mace.imported),
 }
 
 
@@ -169,4 +173,4 @@ def test_a_box_of_the_network_is_left_out_and_that_is_told(shared_data: Path) ->
 
 
 def test_every_format_has_a_name() -> None:
-    assert set(FORMATS) == {"schnetpack", "torchani", "torchmdnet", "aimnet", "sake"}
+    assert set(FORMATS) == {"schnetpack", "torchani", "torchmdnet", "aimnet", "sake", "nequip", "allegro", "mace"}

@@ -35,6 +35,10 @@ CASES = {  # file: format, unit of energy in eV, key of the energies, options
     "ani1x_weights_0": ("torchani", ENERGY_IN_EV["hartree"], "energy", []),
     "ani2x_weights_0": ("torchani", ENERGY_IN_EV["hartree"], "energy", ["--elements", "H,C,N,O,S,F,Cl"]),
     "aimnet2_random": ("aimnet", 1.0, "energy", ["--elements", "H,C,O"]),
+    "nequip_l1_noparity": ("nequip", 1.0, "energy", ["--elements", "Si,H,C,O"]),
+    "nequip_l2_parity": ("nequip", KCAL, "energy", ["--energy-unit", "kcal/mol"]),
+    "allegro_l2_parity": ("allegro", 1.0, "energy", ["--length-unit", "angstrom"]),
+    "mace_L1_nu3": ("mace", 1.0, "energy", []),
 }
 PREDICTED = {"ani1x_weights_0": "ani1x_neurochem", "ani2x_weights_0": "ani2x_reference_0"}  # where the file has weights alone
 
@@ -302,7 +306,16 @@ def test_elements_that_the_network_does_not_have_are_blamed_on_the_option(shared
         list(import_model(path, tmp_path / "x", format_name="torchmdnet", options={"elements": "H,Br"}))
 
 
-@pytest.mark.parametrize(("file", "other"), [("ani2x_weights_0", "schnetpack"), ("sake_random", "torchani")])
+@pytest.mark.parametrize(
+    ("file", "other"),
+    [
+        ("ani2x_weights_0", "schnetpack"),
+        ("sake_random", "torchani"),
+        ("allegro_l2_parity", "nequip"),
+        ("nequip_l1_noparity", "allegro"),
+        ("mace_L1_nu3", "nequip"),
+    ],
+)
 def test_a_file_of_another_format_is_told_in_one_line(file: str, other: str, shared_data: Path, tmp_path: Path) -> None:
     path, own = shared_data / "golden" / f"{file}.npz", CASES[file][0]
     with pytest.raises(UserError) as caught:
