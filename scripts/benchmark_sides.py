@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
-from benchmark_networks import NETWORKS
+from benchmark_networks import NETWORKS, PEERS
 
 ROOT = Path(__file__).resolve().parents[1]
 LEARNING_RATE, EMA_DECAY = 1e-3, 0.995
@@ -37,6 +38,7 @@ class Workload:
     threads: int
     epochs: int
     fixed_batches: int = 0  # above 0: optimizer steps alone, over this many batches
+    device: Literal["cpu", "cuda"] = "cpu"
 
     @property
     def num_structures(self) -> int:
@@ -112,7 +114,8 @@ def _measure_ours(side: Side, workload: Workload, folder: Path) -> Figures:
 
 def _measure_peer(side: Side, workload: Workload, folder: Path) -> Figures:
     """The peer's script, with the peer's interpreter."""
-    script = ROOT / "scripts" / "peers" / f"train_{side.name.replace('-', '_')}.py"
+    name = PEERS[side.name].environment or side.name
+    script = ROOT / "scripts" / "peers" / f"train_{name.replace('-', '_')}.py"
     options = {
         "data": workload.data,
         "folder": folder,
@@ -126,7 +129,7 @@ def _measure_peer(side: Side, workload: Workload, folder: Path) -> Figures:
         "learning-rate": LEARNING_RATE,
         "ema-decay": EMA_DECAY,
         "fixed-batches": workload.fixed_batches,
-        "variant": side.variant,
+        "variant": side.variant if workload.device == "cpu" else f"{side.variant}, {workload.device}",
     }
     command = [str(side.python), str(script), *(f"--{name}={value}" for name, value in options.items())]
     peak = _run_child(command, workload, folder)
@@ -159,7 +162,7 @@ name = "none"
 decay = {EMA_DECAY}
 [runtime]
 run_folder = "run"
-accelerator = "cpu"
+accelerator = "{workload.device}"
 num_threads = {workload.threads}
 compile = {str(side.compile).lower()}
 progress_bar = false

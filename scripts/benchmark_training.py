@@ -42,7 +42,8 @@ def num_frames(path: Path) -> int:
 
 def peer_python(name: str, console: Console) -> Path:
     """The interpreter of the peer's virtual environment, which is made where there is none yet."""
-    folder, peer = CACHE / name, PEERS[name]
+    peer = PEERS[name]
+    folder = CACHE / (peer.environment or name)
     python, complete = folder / "bin" / "python", folder / "complete"
     if not complete.exists():
         console.print(
@@ -54,7 +55,7 @@ def peer_python(name: str, console: Console) -> Path:
         torch = [f"torch=={version('torch').partition('+')[0]}"] if peer.takes_this_torch else []
         if torch:
             subprocess.run([*pip, *torch], check=True)
-        subprocess.run([*pip, peer.requirement, *torch], check=True)
+        subprocess.run([*pip, *peer.requirement.split(), *torch], check=True)
         complete.touch()
     return python
 
@@ -142,6 +143,7 @@ def main() -> None:
         options.threads,
         options.epochs,
         options.fixed_batches if options.step_only else 0,
+        "cuda" if options.kernels else "cpu",
     )
     what = f"steps alone on {options.fixed_batches} batches" if options.step_only else "validation and checkpoints included"
     console.print(
@@ -175,8 +177,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer-python", type=Path, help="an interpreter that has the peer (default: one is installed)")
     parser.add_argument("--peer-workers", type=int, nargs="+", help="its data loading processes, all tried (default: 0 1)")
     parser.add_argument("--variants", nargs="*", help="settings of its script, all tried (default: those of the peer)")
+    parser.add_argument("--kernels", nargs="+", default=[], help="train on a GPU; its packages of kernels, all tried")
     parser.add_argument("--data", type=Path, default=DATA, help="extended XYZ in eV and angstrom (default: the bundled)")
-    parser.add_argument("--batch-size", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, help="default: 5 or 10, by the peer")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--epochs", type=int, default=10, help="measured epochs of a round")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
@@ -188,8 +191,14 @@ def parse() -> argparse.Namespace:
     options.potential = options.potential or PEERS[options.peer].potentials[0]
     if options.potential not in PEERS[options.peer].potentials:
         parser.error(f"--potential: {options.peer} has {', '.join(PEERS[options.peer].potentials)} (got {options.potential})")
+    if unknown := set(options.kernels) - set(PEERS[options.peer].kernels):
+        parser.error(f"--kernels: {options.peer} has {', '.join(PEERS[options.peer].kernels) or 'none'} (got {unknown.pop()})")
+    if options.kernels and options.step_only:
+        parser.error("--kernels: not with --step-only, whose steps of ours are on the CPU")
     if options.variants is None:
         options.variants = PEERS[options.peer].variants
+    options.variants = [*options.variants, *options.kernels]
+    options.batch_size = options.batch_size or PEERS[options.peer].batch_size
     return options
 
 

@@ -83,7 +83,7 @@ def self_times(step: TrainingStep) -> dict[str, float]:
 def flop_of_product(
     rows: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], ends: Tensor, *_: object, **__: Tensor
 ) -> int:
-    """Those of `nn/grouped_products.py`, into which the counter does not see: a matrix for the rows of each group."""
+    """Those of `nn/elements/grouped_products.py`, into which the counter does not see: a matrix for the rows of each group."""
     del rows, biases
     return flop_of_groups([weight.shape for weight in weights], ends)
 
@@ -167,10 +167,15 @@ def show(name: str, found: dict[str, object], *, gigaflop: float, peak: float, c
     """What was found of a step, in words and tables."""
     milliseconds, structures = (float(str(found[key])) for key in ("milliseconds", "num_structures"))
     reached = gigaflop / milliseconds * 1e3
+    products = (
+        f"{gigaflop:.3f} GFLOP of matrix products, {reached:.1f} GFLOP/s: {100 * reached / peak:.1f} % of the peak of "
+        f"{peak:.0f} GFLOP/s"
+        if gigaflop
+        else "its matrix products are in C and not counted (MODELFORGE_NATIVE=0 counts those of torch)"
+    )
     console.print(
         f"\n[bold]{name}[/bold]: {milliseconds:.2f} ms per step of {structures:.0f} structures, "
-        f"{1e3 * structures / milliseconds:.0f} structures/s; {gigaflop:.3f} GFLOP of matrix products, {reached:.1f} GFLOP/s: "
-        f"{100 * reached / peak:.1f} % of the peak of {peak:.0f} GFLOP/s",
+        f"{1e3 * structures / milliseconds:.0f} structures/s; {products}",
         soft_wrap=True,
     )
     groups, operators = found["groups"], found["operators"]
