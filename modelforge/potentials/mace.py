@@ -7,7 +7,9 @@ symmetric polynomials of A (`nn/equivariant/symmetric_contraction.py`). The ener
 layers; the last layer has scalars only. Network and factors are those of the authors' program (mace-torch 0.3), whose weights
 it takes.
 Exact changes of how it is computed: R once per pair of atoms (it is the same for both directions); matrices of an element
-instead of products with one-hot vectors; linear maps of the first features once per element.
+instead of products with one-hot vectors; linear maps of the first features once per element; B by the symmetric part of its
+couplings (8 of 23, 12 of 51 functions), in blocks of equal mirror symmetry: 9 ms in the place of 615 for B with its derivatives
+(75 atoms, 32 channels), of about 25 for a step (17 compiled; the authors' program 140).
 
 N atoms, E edges, Q pairs, Z elements, C channels, K radial functions.
 """
