@@ -8,8 +8,8 @@ path and channel. The last layer has scalars only, and a linear readout. Network
 (version 0.19), whose weights it reproduces. Exact changes of how it is computed: R once per pair of atoms (it is the same for
 both directions); the self-connection W_z, given by a product with the embedding of the element, once per element; products with
 harmonics and sums over neighbours in one pass (`nn/equivariant/edge_products.py`). A training step of five molecules of
-acetylacetone (32 features, l_max 1, 4 layers; ms on one core): 40 with sums by `embedding_bag`, 21 with the same in C, 15 compiled;
-the authors' program 90, and 48 compiled.
+acetylacetone (32 features, l_max 1, 4 layers; ms on one core): 40 with sums by `embedding_bag`, 21 with the same in C, 15
+compiled; the authors' program 90, and 48 compiled.
 
 N atoms, E edges, Q pairs, F features of an irrep, K radial functions.
 """
