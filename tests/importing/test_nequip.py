@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_files import read
+from golden_files import read, structures_of
 
-from modelforge.data.structures import Structures
 from modelforge.errors import UserError
 from modelforge.evaluate import evaluate
 from modelforge.import_model import trained_potential
@@ -41,25 +40,6 @@ def golden() -> Arrays:
 def found_in(golden: Arrays, **hyper: Any) -> ImportedPotential:
     weights = {name[2:]: array for name, array in golden.items() if name.startswith("w/")}
     return imported({**json.loads(str(golden["hyper"])), **hyper}, weights)
-
-
-def structures_of(golden: Arrays) -> Structures:
-    num_structures, num_atoms = len(golden["n_atoms"]), len(golden["positions"])
-    zeros = np.zeros(num_structures, dtype=int)
-    return Structures(
-        num_atoms=golden["n_atoms"],
-        atomic_numbers=golden["atomic_numbers"],
-        positions=golden["positions"],
-        cell=golden["cell"],
-        periodic=golden["pbc"],
-        energy=np.full(num_structures, np.nan),
-        forces=np.full((num_atoms, 3), np.nan),
-        stress=np.full((num_structures, 3, 3), np.nan),
-        group=zeros,
-        subset=zeros,
-        file=zeros,
-        index_in_file=np.arange(num_structures),
-    )
 
 
 def largest_difference(golden: Arrays, found: ImportedPotential) -> float:

@@ -6,37 +6,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from golden_files import read
+from golden_files import read, structures_of
 
 from modelforge.atoms.graph import AtomicGraph, Reach
 from modelforge.data.batching.batches import structure_table
-from modelforge.data.structures import Structures
 from modelforge.importing import schnetpack
 from modelforge.importing.imported import ImportedPotential
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.potentials.potential import Potential
 
 RELATIVE = 1e-10  # of the largest value; the reference itself is exact to about 1e-15
-
-
-def structures_of(golden: dict[str, np.ndarray]) -> Structures:
-    num_atoms = golden["n_atoms"]
-    num, total = len(num_atoms), int(num_atoms.sum())
-    zeros = np.zeros(num, dtype=int)
-    return Structures(
-        num_atoms=num_atoms,
-        atomic_numbers=golden["atomic_numbers"],
-        positions=golden["positions"].astype(float),
-        cell=golden.get("cell", np.zeros((num, 3, 3))),
-        periodic=golden.get("pbc", np.zeros((num, 3), dtype=bool)),
-        energy=np.full(num, np.nan),
-        forces=np.full((total, 3), np.nan),
-        stress=np.full((num, 3, 3), np.nan),
-        group=zeros,
-        subset=zeros,
-        file=zeros,
-        index_in_file=np.arange(num),
-    )
 
 
 def graph_of(golden: dict[str, np.ndarray], cutoff: float) -> AtomicGraph:

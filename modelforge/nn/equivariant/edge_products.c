@@ -6,15 +6,7 @@
    then for each block its components A and its paths; then for each path its components, and for each of these three numbers r,
    s, o: its row of the results of atom n is  N r + s n + o. */
 
-#include <stdlib.h>
-#include <string.h>
-
-typedef REAL real;
-typedef long long whole;
-typedef real vector __attribute__((vector_size(LANES * sizeof(real)), aligned(sizeof(real))));
-typedef struct {
-    vector part[VECTORS];
-} row;
+#include "rows.h"
 
 #define PARTS for (int v = 0; v < VECTORS; v++)
 

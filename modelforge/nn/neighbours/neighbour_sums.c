@@ -4,15 +4,7 @@
    REAL is float or double; a row has LANES * VECTORS features. N atoms, E edges, P pairs. Features are (N, components), filters
    (P, parts): a part is a number of components, one after the other, that share a filter. */
 
-#include <stdlib.h>
-#include <string.h>
-
-typedef REAL real;
-typedef long long whole;
-typedef real vector __attribute__((vector_size(LANES * sizeof(real)), aligned(sizeof(real))));
-typedef struct {
-    vector part[VECTORS];
-} row;
+#include "rows.h"
 
 typedef struct {
     const whole *first_edge, *senders, *pair_of_edge, *first_of_pair, *receivers, *parts;
