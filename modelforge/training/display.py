@@ -98,7 +98,7 @@ class PlainLines:
         self._last_line = time.perf_counter()
         epochs = f"epoch {step / self.steps_per_epoch:.1f}/{self.pace.total_steps / self.steps_per_epoch:.4g}"
         known = summary(self._last) if self._last else "no validation yet"
-        self.log.line(f"{epochs}  {known}  {duration(self.pace.seconds_left())} left", shown=self.shown)
+        self.log.line(f"{epochs}  {known}  {self.pace.left()}", shown=self.shown)
 
 
 class ClosedFormLine:
@@ -169,7 +169,7 @@ class LiveBar:
             epoch,
             ProgressBar(total=total, completed=self._step, width=40),
             f"{100 * self._step / total:.0f}%",
-            f"{duration(self.pace.seconds_left())} left",
+            self.pace.left(),
         )
         table.add_row(bar)
         if self._validation is not None:
@@ -190,19 +190,22 @@ class Pace:
 
     def step_done(self, step: int) -> float | None:
         """Note a step; for the first one, the seconds that it took."""
-        now = time.perf_counter()
+        now, self._latest = time.perf_counter(), step
+        if self._first:  # it may have waited for the compiler, and says nothing of those to come
+            self._first, self._marks = False, [(now, step)]
+            return now - self._begun
         if now - self._marks[-1][0] > 1.0:
             self._marks = [*self._marks[-WINDOW:], (now, step)]
-        self._latest = step
-        if self._first:
-            self._first = False
-            return now - self._begun
         return None
 
-    def seconds_left(self) -> float:
-        """Seconds until the last step at the present pace."""
+    def left(self) -> str:
+        """How long the last step is away at the present pace, in words."""
         (then, step), (now, latest) = self._marks[0], (time.perf_counter(), self._latest)
-        return (self.total_steps - latest) * (now - then) / max(1, latest - step)
+        if latest == self.total_steps:
+            return "0 s left"
+        if latest == step:
+            return "time left not known yet"
+        return f"{duration((self.total_steps - latest) * (now - then) / (latest - step))} left"
 
 
 def summary(validation: Validation) -> str:
