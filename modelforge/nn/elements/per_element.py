@@ -10,7 +10,6 @@ from typing import cast
 import torch
 from ase.data import chemical_symbols
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from modelforge.nn.elements import native_networks
 from modelforge.nn.elements.celu_networks import celu_energies
@@ -85,11 +84,10 @@ class ElementNetworks(nn.Module):
 
 
 def _is_quick(features: Tensor) -> bool:
-    """Whether energies are to be differentiated, on the CPU and in single precision, and traced for native code only.
+    """Whether energies are to be differentiated, in single precision, and there is native code for it.
 
-    Without that, a traced step is fused by the compiler, which is quicker; in double precision, the slopes of torch's CELU have
-    an error of 1e-8, as it rounds 1/alpha, and other programs' numbers have that too.
+    In double precision the slopes of torch's CELU have an error of 1e-8, as it rounds 1/alpha, and other programs' numbers have
+    that too.
     """
     is_single = features.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    is_traced = isinstance(features, FakeTensor) and not native_networks.is_native(features)
-    return features.device.type == "cpu" and is_single and features.requires_grad and not is_traced
+    return is_single and features.requires_grad and native_networks.is_native(features)

@@ -1,12 +1,12 @@
-"""Networks of CELU layers whose derivatives are written out, in C and in torch, give what the layers give by autograd. 3 s."""
+"""Networks of CELU layers whose derivatives are written out, in C, give what the layers give by autograd. 3 s."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from modelforge.nn.elements import celu_networks, native_networks
-from modelforge.nn.elements.celu_networks import celu_energies, rows_times
+from modelforge.nn.elements import native_networks
+from modelforge.nn.elements.celu_networks import celu_energies
 from modelforge.nn.elements.per_element import ElementNetworks
 from modelforge.nn.native import library
 
@@ -28,16 +28,15 @@ def features() -> Tensor:
     return torch.randn(len(NUMBERS), 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
 
-@pytest.fixture(params=["C", "torch"])
-def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(library.SWITCH, "1" if request.param == "C" else "0")
-    if request.param == "C" and not native_networks.is_native(torch.empty(0)):
+@pytest.fixture
+def native_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(library.SWITCH, raising=False)
+    if not native_networks.is_native(torch.empty(0)):
         pytest.skip("there is no C compiler here")
-    return request.param
 
 
 @pytest.fixture
-def made(language: str, monkeypatch: pytest.MonkeyPatch) -> ElementNetworks:
+def made(native_code: None, monkeypatch: pytest.MonkeyPatch) -> ElementNetworks:
     monkeypatch.setattr("modelforge.nn.elements.per_element._is_quick", lambda _: True)
     return networks()
 
@@ -86,7 +85,7 @@ class _Energies(nn.Module):
         return of_written_out(self.made, x)
 
 
-@pytest.mark.usefixtures("language")
+@pytest.mark.usefixtures("native_code")
 def test_training_of_forces_never_comes_to_the_plain_function():
     """It would cost as much again, and nothing of it would be used."""
 
@@ -101,6 +100,7 @@ def test_training_of_forces_never_comes_to_the_plain_function():
     torch.autograd.grad(slope.square().sum() + energies.sum(), [*weights, *biases])
 
 
+@pytest.mark.usefixtures("native_code")
 def test_single_precision_is_written_out_and_double_is_not():
     """With the same numbers."""
     made, x = networks(), features()
@@ -109,18 +109,6 @@ def test_single_precision_is_written_out_and_double_is_not():
     got = made.float().energies(x.detach().float().requires_grad_(), NUMBERS)
     assert "_Energies" in got.grad_fn.name()
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-5)
-
-
-def test_products_are_those_of_torch_for_all_layouts():
-    rows, matrix, bias = torch.randn(24, 7), torch.randn(5, 7), torch.randn(5)
-    torch.testing.assert_close(rows_times(rows, matrix, bias), rows @ matrix.T + bias)
-    torch.testing.assert_close(rows_times(rows.T, rows.T), rows.T @ rows)
-
-
-def test_there_are_few_numbers_of_rows_and_none_is_much_larger():
-    padded = [celu_networks._padded(num) for num in range(1, 1025)]
-    assert all(num <= more <= max(num + 7, num * 9 // 8) for num, more in enumerate(padded, start=1))
-    assert len(set(padded)) <= 48
 
 
 Results = list[Tensor]
@@ -152,7 +140,7 @@ def _trained(made: ElementNetworks, numbers: Tensor, features: Tensor, direction
     return [tensor.detach() for tensor in found]
 
 
-@pytest.mark.usefixtures("language")
+@pytest.mark.usefixtures("native_code")
 def test_wide_networks_and_many_rows_are_right_in_single_precision():
     torch.manual_seed(0)
     for got, expected in zip(*of_wide_networks(), strict=True):
@@ -167,7 +155,7 @@ def test_the_number_of_threads_changes_no_bit_in_native_code():
     assert all(torch.equal(one, three) for one, three in zip(*found, strict=True))
 
 
-@pytest.mark.usefixtures("language")
+@pytest.mark.usefixtures("native_code")
 def test_a_feature_that_is_not_a_number_spoils_its_energy_and_no_other():
     made, x = networks().float(), features().detach().float()
     x[2, 1] = torch.nan
