@@ -41,7 +41,12 @@ EXPERIMENTS = {
         "training.accumulate_batches=3",
         "training.validate_every_steps=7",
     ),
-    "budget of edges": ("training.max_edges=500", "potential.name='painn'", "training.lr_scheduler={name='cosine'}"),
+    "budget of edges": (
+        "training.max_edges=500",
+        "potential.name='painn'",
+        "training.optimizer={name='soap', basis_interval=3}",
+        "training.lr_scheduler={name='cosine'}",
+    ),
     "second stage": (
         *BATCH,
         "training.second_stage.start_epoch=2.5",

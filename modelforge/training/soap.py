@@ -1,0 +1,141 @@
+"""SOAP: Adam along the axes in which the gradient's components are independent (Vyas et al., arXiv:2409.11321).
+
+Of the gradient G of a matrix, L is the running mean of G G^T and R that of G^T G, with eigenvectors U and V. Adam's mean
+squares and steps are those of U^T G V, where they say more than of G itself, and are turned back:
+W <- W - lr U Adam(U^T G V) V^T. Tensors of more axes have such a basis for each; vectors, and axes of one entry or of very
+many, have none, and with no basis at all it is Adam. The bases follow L and R by one power iteration every few steps.
+
+Weights of equal shape are stacked and worked on together: a few batched operations in the place of many small ones.
+
+K weights in a stack, of shape `shape`; n entries along an axis.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Stack = list[Tensor]
+# Along axes that no gradient ever has, as a few elements leave many, there is rounding alone, which Adam would enlarge to full
+# steps: divisors are at least this part of their mean (float32 rounds to 1e-7).
+FLOOR = 1e-5
+
+
+class SOAP(Optimizer):
+    """Adam's running means and steps in bases that turn with the gradients."""
+
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        epsilon: float,
+        basis_decay: float,
+        basis_interval: int,
+        largest_axis: int,
+    ) -> None:
+        """`groups`: parameters and `weight_decay` (times the learning rate, decoupled) of each.
+
+        `betas`: decay of the running means of the gradient and of its square. `basis_decay`: that of the means L and R.
+        `basis_interval`: steps from one power iteration to the next. `largest_axis`: entries of an axis that gets a basis.
+        """
+        options = {"lr": lr, "betas": betas, "epsilon": epsilon, "basis_decay": basis_decay}
+        super().__init__(groups, {**options, "basis_interval": basis_interval, "largest_axis": largest_axis})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """A step against the gradients that the weights have; those without one stay."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for stack in _stacks(group["params"]):
+                self._step_of(stack, group)
+        return loss
+
+    def _step_of(self, stack: Stack, group: dict[str, Any]) -> None:
+        gradient = torch.stack([cast(Tensor, weight.grad) for weight in stack])  # (K, *shape)
+        axes = [axis for axis, size in enumerate(gradient.shape) if axis and 1 < size <= group["largest_axis"]]
+        axes = axes if gradient.ndim > 2 else []
+        state = self.state[stack[0]]  # of the whole stack: torch keeps, saves and loads it by its first weight
+        if not state:
+            state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
+            state.update({f"covariance_{axis}": _covariance(gradient, axis) for axis in axes})
+            state.update({f"basis_{axis}": _eigenvectors(state[f"covariance_{axis}"]) for axis in axes})
+        state["step"] += 1
+        bases = {axis: state[f"basis_{axis}"] for axis in axes}
+        turned = _turned(gradient, bases)
+        mean, square, (beta, beta_of_square) = state["mean"], state["square"], group["betas"]
+        mean.lerp_(turned, 1.0 - beta)
+        square.mul_(beta_of_square).addcmul_(turned, turned, value=1.0 - beta_of_square)
+        count = state["step"]
+        size = math.sqrt(1.0 - beta_of_square**count) / (1.0 - beta**count)
+        # As in Adam, where epsilon is added to the root of the unbiased mean square.
+        divisor = square.sqrt().add_(group["epsilon"] * math.sqrt(1.0 - beta_of_square**count))
+        if axes:
+            divisor += FLOOR * divisor.mean(dim=tuple(range(1, divisor.ndim)), keepdim=True)
+        change = _turned(mean / divisor, bases, back=True)
+        if group["weight_decay"]:
+            torch._foreach_mul_(stack, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(stack, list(change.unbind()), alpha=-group["lr"] * size)
+        for axis in axes:
+            state[f"covariance_{axis}"].lerp_(_covariance(gradient, axis), 1.0 - group["basis_decay"])
+        if axes and count % group["basis_interval"] == 0:
+            _turn_bases(state, axes)
+
+
+def _stacks(weights: Sequence[Tensor]) -> Iterator[Stack]:
+    """Weights of equal shape and type together, without those that have no gradient."""
+    stacks: dict[tuple[Any, ...], Stack] = {}
+    for weight in weights:
+        if weight.grad is not None:
+            stacks.setdefault((weight.shape, weight.dtype, weight.device), []).append(weight)
+    yield from stacks.values()
+
+
+def _turn_bases(state: dict[str, Any], axes: Sequence[int]) -> None:
+    """Bring the bases up to date by a power iteration, and the running means into the new ones."""
+    mean = _turned(state["mean"], {axis: state[f"basis_{axis}"] for axis in axes}, back=True)
+    for axis in axes:
+        covariance, basis = state[f"covariance_{axis}"], state[f"basis_{axis}"]
+        order = (basis * (covariance @ basis)).sum(dim=1).argsort(dim=1, descending=True)  # (K, n), by size of eigenvalue
+        sorted_basis = basis.gather(2, order[:, None, :].expand_as(basis))
+        state[f"basis_{axis}"] = torch.linalg.qr(covariance @ sorted_basis).Q.contiguous()
+        square = state["square"]
+        places = order.reshape([-1, *[order.shape[1] if other == axis else 1 for other in range(1, square.ndim)]])
+        state["square"] = square.gather(axis, places.expand_as(square))
+    state["mean"] = _turned(mean, {axis: state[f"basis_{axis}"] for axis in axes})
+
+
+def _eigenvectors(covariance: Tensor) -> Tensor:
+    """Of symmetric matrices (K, n, n), as columns, the largest eigenvalue first."""
+    return cast(Tensor, torch.linalg.eigh(covariance.double()).eigenvectors).flip(-1).to(covariance).contiguous()
+
+
+def _covariance(gradient: Tensor, axis: int) -> Tensor:
+    """Sum of g g^T over all lines g along an axis, (K, n, n)."""
+    lines = _by_axis(gradient, axis)
+    return lines.mT @ lines if lines.ndim == 3 else (lines @ lines.mT).sum(dim=1)
+
+
+def _turned(values: Tensor, bases: dict[int, Tensor], *, back: bool = False) -> Tensor:
+    """Values (K, *shape) in the bases (K, n, n) of some of their axes, or back from there."""
+    for axis, basis in bases.items():
+        lines = _by_axis(values, axis)
+        columns = basis.mT if back else basis
+        turned = lines @ columns if lines.ndim == 3 else columns.mT[:, None] @ lines
+        values = turned.reshape(values.shape)
+    return values
+
+
+def _by_axis(values: Tensor, axis: int) -> Tensor:
+    """(K, before, n) for the last axis, else (K, before, n, behind)."""
+    num, size = values.shape[0], values.shape[axis]
+    if axis == values.ndim - 1:
+        return values.reshape(num, -1, size)
+    return values.reshape(num, math.prod(values.shape[1:axis]), size, -1)

@@ -1,0 +1,172 @@
+"""SOAP against a loop over its published formulas, against Adam, on a badly conditioned problem, and saved in the middle."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modelforge.training.optimizer import AdamSection, AdamWSection, SOAPSection, build_optimizer
+from modelforge.training.soap import FLOOR
+
+SHAPES = [(4, 3), (4, 3), (2, 3, 4), (3, 1, 4), (5,)]
+SECTION = SOAPSection(name="soap", learning_rate=0.03, betas=(0.8, 0.9), basis_decay=0.7, basis_interval=3)
+
+
+class Weights(nn.Module):
+    """Random weights of many shapes."""
+
+    def __init__(self, shapes: list[tuple[int, ...]] = SHAPES) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in shapes
+        )
+
+
+def set_gradients(model: nn.Module, step: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(step)
+    gradients = [rng.normal(size=weight.shape) * (1.0 + step % 3) for weight in model.parameters()]
+    for weight, gradient in zip(model.parameters(), gradients, strict=True):
+        weight.grad = torch.from_numpy(gradient.copy())
+    return gradients
+
+
+def run(section: SOAPSection | AdamSection | AdamWSection, model: nn.Module, steps: range) -> torch.optim.Optimizer:
+    optimizer = build_optimizer(section, model)
+    for step in steps:
+        set_gradients(model, step)
+        optimizer.step()
+    return optimizer
+
+
+def eigenvectors(matrix: np.ndarray) -> np.ndarray:
+    return np.linalg.eigh(matrix)[1][:, ::-1]
+
+
+class OneWeight:
+    """Algorithm 3 of the paper with a floor for divisors, for a tensor of any number of axes, one axis after the other."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.axes = [axis for axis, size in enumerate(shape) if size > 1] if len(shape) > 1 else []
+        self.mean, self.square, self.count = np.zeros(shape), np.zeros(shape), 0
+        self.covariance: dict[int, np.ndarray] = {}
+        self.basis: dict[int, np.ndarray] = {}
+
+    def products(self, gradient: np.ndarray, axis: int) -> np.ndarray:
+        others = [other for other in range(gradient.ndim) if other != axis]
+        return np.tensordot(gradient, gradient, axes=(others, others))
+
+    def turned(self, values: np.ndarray, *, back: bool = False) -> np.ndarray:
+        for axis in self.axes:
+            matrix = self.basis[axis].T if back else self.basis[axis]
+            values = np.moveaxis(np.tensordot(values, matrix, axes=(axis, 0)), -1, axis)
+        return values
+
+    def change(self, gradient: np.ndarray) -> np.ndarray:
+        if not self.count:
+            self.covariance = {axis: self.products(gradient, axis) for axis in self.axes}
+            self.basis = {axis: eigenvectors(self.covariance[axis]) for axis in self.axes}
+        self.count += 1
+        turned, (beta, beta_of_square) = self.turned(gradient), SECTION.betas
+        self.mean = beta * self.mean + (1 - beta) * gradient  # in the axes of the weight, as in the paper
+        self.square = beta_of_square * self.square + (1 - beta_of_square) * turned**2
+        mean = self.turned(self.mean) / (1 - beta**self.count)
+        divisor = np.sqrt(self.square / (1 - beta_of_square**self.count)) + SECTION.epsilon
+        change = self.turned(mean / (divisor + (FLOOR * divisor.mean() if self.axes else 0.0)), back=True)
+        for axis in self.axes:
+            kept = SECTION.basis_decay
+            self.covariance[axis] = kept * self.covariance[axis] + (1 - kept) * self.products(gradient, axis)
+        if self.count % SECTION.basis_interval == 0:
+            for axis in self.axes:
+                covariance, basis = self.covariance[axis], self.basis[axis]
+                order = np.argsort(-np.diag(basis.T @ covariance @ basis))
+                self.square = np.take(self.square, order, axis=axis)
+                self.basis[axis] = np.linalg.qr(covariance @ basis[:, order])[0]
+        return change
+
+
+def test_soap_is_its_published_formula():
+    model = Weights()
+    expected = [weight.detach().clone().numpy() for weight in model.parameters()]
+    loops = [OneWeight(weight.shape) for weight in model.parameters()]
+    optimizer = build_optimizer(SECTION, model)
+    for step in range(10):  # three power iterations
+        gradients = set_gradients(model, step)
+        optimizer.step()
+        for weight, loop, gradient in zip(expected, loops, gradients, strict=True):
+            weight -= SECTION.learning_rate * loop.change(gradient)
+        for weight, value in zip(model.parameters(), expected, strict=True):
+            np.testing.assert_allclose(weight.detach().numpy(), value, rtol=0, atol=1e-7)  # rounding over epsilon
+
+
+def test_without_bases_it_is_adamw():
+    fields = {"learning_rate": 0.03, "betas": (0.8, 0.9), "weight_decay": 0.1}
+    soap, adam = Weights(), Weights()
+    run(SOAPSection(name="soap", largest_axis=1, **fields), soap, range(10))
+    run(AdamWSection(**fields), adam, range(10))
+    torch.testing.assert_close(list(soap.parameters()), list(adam.parameters()), rtol=0, atol=1e-12)
+
+
+def test_it_finds_a_narrow_valley_that_lies_across_the_axes():
+    """|A (W - T) B|^2 with condition 1e6, turned at random: where Adam has come a hundredth of the way, SOAP has arrived."""
+    generator = torch.Generator().manual_seed(1)
+
+    def steep(size: int) -> Tensor:
+        turn = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
+        return torch.logspace(0, -1.5, size, dtype=torch.float64)[:, None] * turn
+
+    left, right, target = steep(8), steep(6).T, torch.randn(8, 6, generator=generator, dtype=torch.float64)
+
+    def loss_of(section: SOAPSection | AdamSection) -> float:
+        model = nn.Linear(6, 8, bias=False).double()
+        nn.init.zeros_(model.weight)
+        optimizer = build_optimizer(section, model)
+        for step in range(400):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.05 * (1 - step / 400)
+            optimizer.zero_grad()
+            loss = (left @ (model.weight - target) @ right).square().sum()
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    assert loss_of(SOAPSection(name="soap")) < 1e-3 * loss_of(AdamSection())
+
+
+def test_a_saved_optimizer_goes_on_bit_for_bit():
+    whole, model = Weights(), Weights()
+    run(SECTION, whole, range(10))
+    first = run(SECTION, model, range(5))
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second = build_optimizer(SECTION, model)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    for step in range(5, 10):
+        set_gradients(model, step)
+        second.step()
+    torch.testing.assert_close(list(model.parameters()), list(whole.parameters()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("gradient", [0.0, 1e-30, 1e12])
+def test_gradients_of_any_size_give_finite_weights(gradient: float):
+    model = Weights([(4, 3), (3, 2, 2)]).float()
+    optimizer = build_optimizer(SECTION, model)
+    for _ in range(7):
+        for weight in model.parameters():
+            weight.grad = torch.full_like(weight, gradient)
+        optimizer.step()
+    assert all(bool(weight.isfinite().all()) for weight in model.parameters())
+
+
+def test_weights_without_a_gradient_stay():
+    model = Weights([(4, 3), (4, 3)])
+    trained, kept = model.parameters()
+    before = kept.detach().clone()
+    optimizer = build_optimizer(SECTION, model)
+    for _ in range(4):
+        trained.grad = torch.ones_like(trained)
+        optimizer.step()
+    torch.testing.assert_close(kept.detach(), before, rtol=0, atol=0)
