@@ -12,17 +12,11 @@ def cosine_cutoff(distance: Tensor, cutoff: float) -> Tensor:
     return torch.where(distance < cutoff, inside, torch.zeros_like(distance))
 
 
-def polynomial_cutoff(distance: Tensor, cutoff: float) -> Tensor:
-    """1 - 6 x^5 + 15 x^4 - 10 x^3 with x = r/r_c, 0 beyond; (E,) -> (E,). Unke, Meuwly, JCTC 15, 3678 (2019)."""
-    x = distance / cutoff
-    inside = 1.0 - x**3 * (10.0 - x * (15.0 - 6.0 * x))
-    return torch.where(x < 1.0, inside, 0.0)
-
-
-def power_cutoff(distance: Tensor, cutoff: float, *, power: int) -> Tensor:
+def polynomial_cutoff(distance: Tensor, cutoff: float, *, power: int = 3) -> Tensor:
     """1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2) with x = r/r_c, 0 beyond; (E,) -> (E,).
 
-    Gasteiger et al., DimeNet, arXiv:2003.03123, eq. 8; slope and curvature are zero at the cutoff, too.
+    Gasteiger et al., DimeNet, arXiv:2003.03123, eq. 8; slope and curvature are zero at the cutoff, too. With p = 3 it is
+    PhysNet's 1 - 10 x^3 + 15 x^4 - 6 x^5 (Unke, Meuwly, JCTC 15, 3678, 2019).
     """
     x, p = distance / cutoff, power
     inside = 1.0 - x**p * (0.5 * (p + 1) * (p + 2) - x * (p * (p + 2) - x * (0.5 * p * (p + 1))))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from modelforge.atoms.graph import AtomicGraph
 from modelforge.atoms.sums import at_receivers, at_senders, sum_over_edges
-from modelforge.nn.cutoffs import power_cutoff
+from modelforge.nn.cutoffs import polynomial_cutoff
 from modelforge.nn.dense_networks import DenseNetwork, Part, Projected, cheaper, value_of
 from modelforge.nn.equivariant.channelwise_products import ChannelwiseProduct
 from modelforge.nn.equivariant.environments import edge_rows, environments, readings
@@ -153,7 +153,7 @@ class Allegro(Potential):
         """Features of two elements at a distance, (E, S)."""
         radial = (self.cutoff / math.pi) * self.radial_basis(distance)
         of_receivers, of_senders = self.of_distance(
-            [radial * power_cutoff(distance, self.cutoff, power=self.cutoff_power)[:, None]]
+            [radial * polynomial_cutoff(distance, self.cutoff, power=self.cutoff_power)[:, None]]
         )
         own, other = at_receivers(self.receiver_embedding(graph), graph), at_senders(self.sender_embedding(graph), graph)
         features: list[Part] = self.of_pair([own * value_of(of_receivers), other * value_of(of_senders)])

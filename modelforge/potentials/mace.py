@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from modelforge.atoms.graph import AtomicGraph
-from modelforge.nn.cutoffs import power_cutoff
+from modelforge.nn.cutoffs import polynomial_cutoff
 from modelforge.nn.elements.grouped_products import RowGroups, row_groups
 from modelforge.nn.equivariant.convolutions import Convolution, EdgeTables
 from modelforge.nn.equivariant.irreps import Irrep, natural_irrep, natural_irreps
@@ -242,7 +242,7 @@ class MACE(Potential):
         return torch.stack(parts).sum(dim=0).squeeze(1)
 
     def _radial(self, distance: Tensor) -> Tensor:
-        envelope = power_cutoff(distance, self.cutoff, power=self.cutoff_power)[:, None]
+        envelope = polynomial_cutoff(distance, self.cutoff, power=self.cutoff_power)[:, None]
         basis: Tensor = self.radial_basis(distance)
         return math.sqrt(2.0 / self.cutoff) * basis * envelope
 

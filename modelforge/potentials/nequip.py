@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modelforge.atoms.graph import AtomicGraph
-from modelforge.nn.cutoffs import power_cutoff
+from modelforge.nn.cutoffs import polynomial_cutoff
 from modelforge.nn.dense_networks import MLP_GAIN
 from modelforge.nn.elements.grouped_products import RowGroups, row_groups
 from modelforge.nn.equivariant.convolutions import Convolution, EdgeTables
@@ -165,7 +165,7 @@ class NequIP(Potential):
         return AtomicOutputs.of(energies, scalars, vectors=vectors)
 
     def _radial(self, distance: Tensor) -> Tensor:
-        envelope = power_cutoff(distance, self.cutoff, power=self.cutoff_power)[:, None]
+        envelope = polynomial_cutoff(distance, self.cutoff, power=self.cutoff_power)[:, None]
         radial: Tensor = self.radial_basis(distance) * envelope
         return (2.0 / self.cutoff) * radial
 
