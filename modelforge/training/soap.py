@@ -48,19 +48,20 @@ class SOAP(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """A step against the gradients that the weights have; those without one stay."""
+        """A step against the gradients that the weights have; those without one stay, and count as gradients of zero."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
             for stack in _stacks(group["params"]):
-                self._step_of(stack, group)
+                if any(weight.grad is not None for weight in stack):
+                    self._step_of(stack, group)
         return loss
 
     def _step_of(self, stack: Stack, group: dict[str, Any]) -> None:
-        gradient = torch.stack([cast(Tensor, weight.grad) for weight in stack])  # (K, *shape)
-        axes = [axis for axis, size in enumerate(gradient.shape) if axis and 1 < size <= group["largest_axis"]]
+        gradient = torch.stack([torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in stack])
+        axes = [axis for axis in range(1, gradient.ndim) if 1 < gradient.shape[axis] <= group["largest_axis"]]
         axes = axes if gradient.ndim > 2 else []
         state = self.state[stack[0]]  # of the whole stack: torch keeps, saves and loads it by its first weight
         if not state:
@@ -68,33 +69,38 @@ class SOAP(Optimizer):
             state.update({f"covariance_{axis}": _covariance(gradient, axis) for axis in axes})
             state.update({f"basis_{axis}": _eigenvectors(state[f"covariance_{axis}"]) for axis in axes})
         state["step"] += 1
-        bases = {axis: state[f"basis_{axis}"] for axis in axes}
-        turned = _turned(gradient, bases)
-        mean, square, (beta, beta_of_square) = state["mean"], state["square"], group["betas"]
-        mean.lerp_(turned, 1.0 - beta)
-        square.mul_(beta_of_square).addcmul_(turned, turned, value=1.0 - beta_of_square)
-        count = state["step"]
-        size = math.sqrt(1.0 - beta_of_square**count) / (1.0 - beta**count)
-        # As in Adam, where epsilon is added to the root of the unbiased mean square.
-        divisor = square.sqrt().add_(group["epsilon"] * math.sqrt(1.0 - beta_of_square**count))
-        if axes:
-            divisor += FLOOR * divisor.mean(dim=tuple(range(1, divisor.ndim)), keepdim=True)
-        change = _turned(mean / divisor, bases, back=True)
+        change = _change(state, gradient, axes, betas=group["betas"], epsilon=group["epsilon"])
+        pairs = [pair for pair in zip(stack, change.unbind(), strict=True) if pair[0].grad is not None]
+        weights, changes = [weight for weight, _ in pairs], [change for _, change in pairs]
         if group["weight_decay"]:
-            torch._foreach_mul_(stack, 1.0 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(stack, list(change.unbind()), alpha=-group["lr"] * size)
+            torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, changes, alpha=-group["lr"])
         for axis in axes:
             state[f"covariance_{axis}"].lerp_(_covariance(gradient, axis), 1.0 - group["basis_decay"])
-        if axes and count % group["basis_interval"] == 0:
+        if axes and state["step"] % group["basis_interval"] == 0:
             _turn_bases(state, axes)
 
 
+def _change(
+    state: dict[str, Any], gradient: Tensor, axes: Sequence[int], *, betas: tuple[float, float], epsilon: float
+) -> Tensor:
+    """Adam's step at a rate of -1 in the bases, turned back, (K, *shape); brings the running means up to date."""
+    bases, (beta, beta_of_square) = {axis: state[f"basis_{axis}"] for axis in axes}, betas
+    turned = _turned(gradient, bases)
+    state["mean"].lerp_(turned, 1.0 - beta)
+    state["square"].mul_(beta_of_square).addcmul_(turned, turned, value=1.0 - beta_of_square)
+    of_mean, of_square = 1.0 - beta ** state["step"], math.sqrt(1.0 - beta_of_square ** state["step"])  # both began with 0
+    divisor = (state["square"].sqrt() / of_square).add_(epsilon)
+    if axes:
+        divisor += FLOOR * divisor.mean(dim=tuple(range(1, divisor.ndim)), keepdim=True)
+    return _turned(state["mean"] / divisor.mul_(of_mean), bases, back=True)
+
+
 def _stacks(weights: Sequence[Tensor]) -> Iterator[Stack]:
-    """Weights of equal shape and type together, without those that have no gradient."""
+    """Weights of equal shape and type together."""
     stacks: dict[tuple[Any, ...], Stack] = {}
     for weight in weights:
-        if weight.grad is not None:
-            stacks.setdefault((weight.shape, weight.dtype, weight.device), []).append(weight)
+        stacks.setdefault((weight.shape, weight.dtype, weight.device), []).append(weight)
     yield from stacks.values()
 
 

@@ -161,12 +161,22 @@ def test_gradients_of_any_size_give_finite_weights(gradient: float):
     assert all(bool(weight.isfinite().all()) for weight in model.parameters())
 
 
-def test_weights_without_a_gradient_stay():
+def test_weights_stay_in_the_steps_in_which_they_have_no_gradient():
     model = Weights([(4, 3), (4, 3)])
-    trained, kept = model.parameters()
-    before = kept.detach().clone()
+    first, second = model.parameters()
     optimizer = build_optimizer(SECTION, model)
-    for _ in range(4):
-        trained.grad = torch.ones_like(trained)
+    for step in range(8):
+        set_gradients(model, step)
+        resting, moving = (first, second) if step % 2 else (second, first)
+        resting.grad = None
+        before, start = resting.detach().clone(), moving.detach().clone()
         optimizer.step()
-    torch.testing.assert_close(kept.detach(), before, rtol=0, atol=0)
+        torch.testing.assert_close(resting.detach(), before, rtol=0, atol=0)
+        assert (moving.detach() != start).all()
+
+
+def test_weights_of_equal_shape_do_not_see_each_other():
+    together, alone = Weights([(4, 3), (4, 3)]), Weights([(4, 3)])
+    run(SECTION, together, range(10))
+    run(SECTION, alone, range(10))
+    torch.testing.assert_close(together.weights[0], alone.weights[0], rtol=0, atol=1e-12)
