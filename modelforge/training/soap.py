@@ -12,7 +12,7 @@ K weights in a stack, of shape `shape`; n entries along an axis.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ Stack = list[Tensor]
 # Along axes that no gradient ever has, as a few elements leave many, there is rounding alone, which Adam would enlarge to full
 # steps: divisors are at least this part of their mean (float32 rounds to 1e-7).
 FLOOR = 1e-5
+RESOLUTION = 1e-5  # part of a mean product's trace below which its eigenvalues are rounding
 
 
 class SOAP(Optimizer):
@@ -67,7 +68,7 @@ class SOAP(Optimizer):
         if not state:
             state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
             state.update({f"covariance_{axis}": _covariance(gradient, axis) for axis in axes})
-            state.update({f"basis_{axis}": _eigenvectors(state[f"covariance_{axis}"]) for axis in axes})
+            state.update({f"basis_{axis}": _first_basis(state[f"covariance_{axis}"]) for axis in axes})
         state["step"] += 1
         change = _change(state, gradient, axes, betas=group["betas"], epsilon=group["epsilon"])
         pairs = [pair for pair in zip(stack, change.unbind(), strict=True) if pair[0].grad is not None]
@@ -108,19 +109,32 @@ def _turn_bases(state: dict[str, Any], axes: Sequence[int]) -> None:
     """Bring the bases up to date by a power iteration, and the running means into the new ones."""
     mean = _turned(state["mean"], {axis: state[f"basis_{axis}"] for axis in axes}, back=True)
     for axis in axes:
-        covariance, basis = state[f"covariance_{axis}"], state[f"basis_{axis}"]
-        order = (basis * (covariance @ basis)).sum(dim=1).argsort(dim=1, descending=True)  # (K, n), by size of eigenvalue
-        sorted_basis = basis.gather(2, order[:, None, :].expand_as(basis))
-        state[f"basis_{axis}"] = torch.linalg.qr(covariance @ sorted_basis).Q.contiguous()
-        square = state["square"]
+        basis, order = _power_iteration(state[f"covariance_{axis}"], state[f"basis_{axis}"])
+        state[f"basis_{axis}"], square = basis, state["square"]
         places = order.reshape([-1, *[order.shape[1] if other == axis else 1 for other in range(1, square.ndim)]])
         state["square"] = square.gather(axis, places.expand_as(square))
     state["mean"] = _turned(mean, {axis: state[f"basis_{axis}"] for axis in axes})
 
 
-def _eigenvectors(covariance: Tensor) -> Tensor:
-    """Of symmetric matrices (K, n, n), as columns, the largest eigenvalue first."""
-    return cast(Tensor, torch.linalg.eigh(covariance.double()).eigenvectors).flip(-1).to(covariance).contiguous()
+def _power_iteration(covariance: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """A basis (K, n, n) nearer to the eigenvectors, and which column of the old one each is next to, (K, n).
+
+    Directions without any gradient stay as they are, but for what makes them orthogonal to the others: they would turn with
+    the rounding, and runs that agree to rounding would become different runs.
+    """
+    trace = covariance.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None]
+    least = RESOLUTION * trace  # (K, 1)
+    products = covariance @ basis
+    eigenvalues = (basis * products).sum(dim=1).maximum(least)
+    order = eigenvalues.argsort(dim=1, descending=True, stable=True)  # (K, n)
+    columns = (products + least[:, :, None] * basis).gather(2, order[:, None, :].expand_as(basis))
+    return torch.linalg.qr(columns).Q.contiguous(), order
+
+
+def _first_basis(covariance: Tensor) -> Tensor:
+    """One power iteration from the axes of the weight, (K, n, n)."""
+    axes = torch.eye(covariance.shape[1], dtype=covariance.dtype, device=covariance.device).expand_as(covariance)
+    return _power_iteration(covariance, axes)[0]
 
 
 def _covariance(gradient: Tensor, axis: int) -> Tensor:

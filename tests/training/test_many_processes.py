@@ -111,6 +111,17 @@ def test_several_processes_give_the_numbers_of_one(folders, num: int):
         np.testing.assert_allclose(weights[1][name], weight, rtol=0, atol=ROUNDING * float(weight.abs().max()), err_msg=name)
 
 
+def test_soap_takes_the_same_axes_on_all_processes(toml: Path):
+    found = []
+    for num in (1, 2):
+        folder = toml.parent / f"soap{num}"
+        optimizer = "training.optimizer={name='soap', basis_interval=2}"
+        done = run(toml, folder, f"runtime.devices={num}", optimizer, "runtime.precision='64-true'")
+        assert done.returncode == 0, done.stderr
+        found.append(rows(folder)[-1])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
 @pytest.mark.parametrize("num", [2, 3])
 def test_no_structure_is_missing_or_twice_in_the_predictions(folders, num: int):
     one, several = (ase.io.read(folders[k] / "predictions" / "test.extxyz", ":") for k in (1, num))

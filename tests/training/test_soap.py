@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from modelforge.training.optimizer import AdamSection, AdamWSection, SOAPSection, build_optimizer
-from modelforge.training.soap import FLOOR
+from modelforge.training.soap import FLOOR, RESOLUTION
 
 SHAPES = [(4, 3), (4, 3), (2, 3, 4), (3, 1, 4), (5,)]
 SECTION = SOAPSection(name="soap", learning_rate=0.03, betas=(0.8, 0.9), basis_decay=0.7, basis_interval=3)
@@ -41,8 +41,10 @@ def run(section: SOAPSection | AdamSection | AdamWSection, model: nn.Module, ste
     return optimizer
 
 
-def eigenvectors(matrix: np.ndarray) -> np.ndarray:
-    return np.linalg.eigh(matrix)[1][:, ::-1]
+def power_iteration(covariance: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    shifted = covariance + RESOLUTION * np.trace(covariance) * np.eye(len(covariance))
+    order = np.argsort(-np.diag(basis.T @ shifted @ basis), kind="stable")
+    return np.linalg.qr(shifted @ basis[:, order])[0], order
 
 
 class OneWeight:
@@ -67,7 +69,7 @@ class OneWeight:
     def change(self, gradient: np.ndarray) -> np.ndarray:
         if not self.count:
             self.covariance = {axis: self.products(gradient, axis) for axis in self.axes}
-            self.basis = {axis: eigenvectors(self.covariance[axis]) for axis in self.axes}
+            self.basis = {axis: power_iteration(found, np.eye(len(found)))[0] for axis, found in self.covariance.items()}
         self.count += 1
         turned, (beta, beta_of_square) = self.turned(gradient), SECTION.betas
         self.mean = beta * self.mean + (1 - beta) * gradient  # in the axes of the weight, as in the paper
@@ -80,10 +82,8 @@ class OneWeight:
             self.covariance[axis] = kept * self.covariance[axis] + (1 - kept) * self.products(gradient, axis)
         if self.count % SECTION.basis_interval == 0:
             for axis in self.axes:
-                covariance, basis = self.covariance[axis], self.basis[axis]
-                order = np.argsort(-np.diag(basis.T @ covariance @ basis))
+                self.basis[axis], order = power_iteration(self.covariance[axis], self.basis[axis])
                 self.square = np.take(self.square, order, axis=axis)
-                self.basis[axis] = np.linalg.qr(covariance @ basis[:, order])[0]
         return change
 
 
