@@ -114,9 +114,8 @@ class RunFolder:
         self.refuse_unwritable()
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
-            probe.write_text("")
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.path):  # of a name of its own: the other processes try the same now
+                pass
         except OSError as error:
             raise _unwritable(self.path, error.strerror or str(error)) from error
 

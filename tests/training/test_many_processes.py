@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ase.io
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+
+from modelforge.run_folder import RunFolder
 
 # An epoch has 24 structures in fives, two of which make up a step: the last batch has 4, the last step of an epoch one batch.
 # With three processes one has no validation structure.
@@ -95,6 +98,13 @@ def flat(values: dict, prefix: str = "") -> dict[str, float]:
         elif value is not None:
             found[prefix + key] = value
     return found
+
+
+def test_all_processes_make_one_folder_at_the_same_time(tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    with ThreadPoolExecutor(4) as processes:
+        list(processes.map(lambda _: folder.create(), range(1000)))
+    assert [path.name for path in folder.path.iterdir()] == ["checkpoints"]
 
 
 @pytest.mark.parametrize("num", [2, 3])
