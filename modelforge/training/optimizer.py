@@ -44,8 +44,8 @@ class SOAPSection(Section):
     """
 
     name: Literal["soap"]
-    learning_rate: Positive = 1e-2
-    """Learning rate after warm-up."""
+    learning_rate: Positive = 3e-2
+    """Learning rate after warm-up; 0.03 to 0.05 is good for MACE, NequIP and Allegro."""
     betas: tuple[Fraction, Fraction] = (0.95, 0.95)
     """Decay rates of the running means of the gradient and of its square."""
     epsilon: Positive = 1e-8

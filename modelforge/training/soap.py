@@ -3,7 +3,8 @@
 Of the gradient G of a matrix, L is the running mean of G G^T and R that of G^T G, with eigenvectors U and V. Adam's mean
 squares and steps are those of U^T G V, where they say more than of G itself, and are turned back:
 W <- W - lr U Adam(U^T G V) V^T. Tensors of more axes have such a basis for each; vectors, and axes of one entry or of very
-many, have none, and with no basis at all it is Adam. The bases follow L and R by one power iteration every few steps.
+many, have none, and with no basis at all it is Adam. The bases follow L and R by one power iteration every few steps, from the
+axes of the weight on: they are near the eigenvectors after some dozens of steps, which are those of the warm-up.
 
 Weights of equal shape are stacked and worked on together: a few batched operations in the place of many small ones.
 
@@ -18,11 +19,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from modelforge.training.precision import matmul_precision
+
 Stack = list[Tensor]
 # Along axes that no gradient ever has, as a few elements leave many, there is rounding alone, which Adam would enlarge to full
-# steps: divisors are at least this part of their mean (float32 rounds to 1e-7).
-FLOOR = 1e-5
-RESOLUTION = 1e-5  # part of a mean product's trace below which its eigenvalues are rounding
+# steps: divisors are at least this part of their root mean square (float32 rounds to 1e-7 of the largest ones).
+FLOOR = 1e-4
+RESOLUTION = 1e-3  # part of a mean product's trace below which its eigenvalues are rounding
 
 
 class SOAP(Optimizer):
@@ -54,10 +57,11 @@ class SOAP(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for stack in _stacks(group["params"]):
-                if any(weight.grad is not None for weight in stack):
-                    self._step_of(stack, group)
+        with matmul_precision("highest"):  # the rounding of a faster one would be far above FLOOR and RESOLUTION
+            for group in self.param_groups:
+                for stack in _stacks(group["params"]):
+                    if any(weight.grad is not None for weight in stack):
+                        self._step_of(stack, group)
         return loss
 
     def _step_of(self, stack: Stack, group: dict[str, Any]) -> None:
@@ -93,7 +97,7 @@ def _change(
     of_mean, of_square = 1.0 - beta ** state["step"], math.sqrt(1.0 - beta_of_square ** state["step"])  # both began with 0
     divisor = (state["square"].sqrt() / of_square).add_(epsilon)
     if axes:
-        divisor += FLOOR * divisor.mean(dim=tuple(range(1, divisor.ndim)), keepdim=True)
+        divisor += FLOOR * divisor.square().mean(dim=tuple(range(1, divisor.ndim)), keepdim=True).sqrt()
     return _turned(state["mean"] / divisor.mul_(of_mean), bases, back=True)
 
 

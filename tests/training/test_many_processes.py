@@ -100,10 +100,10 @@ def flat(values: dict, prefix: str = "") -> dict[str, float]:
     return found
 
 
-def test_all_processes_make_one_folder_at_the_same_time(tmp_path: Path):
+def test_a_run_folder_is_made_by_many_at_the_same_time(tmp_path: Path):
     folder = RunFolder(tmp_path / "run")
-    with ThreadPoolExecutor(4) as processes:
-        list(processes.map(lambda _: folder.create(), range(1000)))
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: folder.create(), range(1000)))
     assert [path.name for path in folder.path.iterdir()] == ["checkpoints"]
 
 
