@@ -25,7 +25,7 @@ Stack = list[Tensor]
 # Along axes that no gradient ever has, as a few elements leave many, there is rounding alone, which Adam would enlarge to full
 # steps: divisors are at least this part of their root mean square (float32 rounds to 1e-7 of the largest ones).
 FLOOR = 1e-4
-RESOLUTION = 1e-3  # part of a mean product's trace below which its eigenvalues are rounding
+RESOLUTION = 1e-3  # part of a mean product's trace below which directions are not told apart: batches and rounding mix them
 
 
 class SOAP(Optimizer):
