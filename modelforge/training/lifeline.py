@@ -77,10 +77,10 @@ class Lifeline:
         failure = self._first_failure()
         if failure is None or self._left.is_set():
             return
+        if self._me.rank == 0:
+            self._say(failure)  # before `news` of it, after which this process may say farewell: only the first word is heard
         self._failure = failure
         self._failed.set()
-        if self._me.rank == 0:
-            self._say(failure)
         if not self._left.wait(SECONDS_TO_LEAVE):
             sys.stderr.write(f"stopped: {failure}; {self._me} hangs in what it shared with that process, and is ended\n")
             sys.stderr.flush()

@@ -170,6 +170,23 @@ def test_all_others_learn_of_a_process_that_ends_without_a_word(lifelines: list[
             assert str(end.news()).startswith(f"process {killed} on node{killed} (pid {10 + killed}) ended without a word")
 
 
+def test_news_is_passed_on_before_process_0_leaves(lifelines: list[Lifeline], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first word on a line is heard: after a farewell the others would wait for ever."""
+    first, say = lifelines[0], lifelines[0]._say
+
+    def slow_to_pass_on(word: str) -> None:
+        if word != lifeline.FAREWELL:
+            time.sleep(0.3)
+        say(word)
+
+    monkeypatch.setattr(first, "_say", slow_to_pass_on)
+    lifelines[1]._close()
+    news = first.news()
+    first.leave()
+    assert news is not None
+    assert lifelines[2].news() == news
+
+
 @pytest.mark.parametrize("leaving", [0, 1])
 def test_nobody_is_alarmed_by_one_that_leaves(lifelines: list[Lifeline], leaving: int) -> None:
     lifelines[leaving].leave()
