@@ -30,6 +30,7 @@ from modelforge.run_folder import RunFolder
 from modelforge.slurm.allocation import read_allocation
 from modelforge.slurm.preflight import refuse_mismatch
 from modelforge.training.checkpoint import saved_experiment
+from modelforge.training.core_watch import CoreWatch
 from modelforge.training.display import ClosedFormLine, LiveBar, PlainLines, RunLog
 from modelforge.training.listener import Listener
 from modelforge.training.loss import weights_of
@@ -188,4 +189,9 @@ def _listeners(run: Run) -> tuple[list[Listener], LiveBar | None]:
     live = run.log.console.is_terminal if runtime.progress_bar == "auto" else runtime.progress_bar
     lines = PlainLines(run.log, interval=runtime.log_interval, steps_per_epoch=steps_per_epoch, shown=not live)
     bar = LiveBar(run.log, steps_per_epoch=steps_per_epoch) if live else None
-    return ([lines, bar] if bar else [lines]), bar
+    listeners: list[Listener] = [lines, bar] if bar else [lines]
+    if run.trainer.strategy.root_device.type == "cpu" and run.trainer.world_size == 1:
+        compiler = run.task.compiler
+        say, num_threads = run.keeper.say, torch.get_num_threads()
+        listeners.append(CoreWatch(say, num_threads=num_threads, is_compiling=lambda: compiler.is_compiling))
+    return listeners, bar

@@ -69,9 +69,14 @@ class StepCompiler:
         """The function of the steps of now."""
         return self.compiled or self.eager
 
+    @property
+    def is_compiling(self) -> bool:
+        """Whether the other process is still at work."""
+        return self._helper is not None and self._helper.is_running
+
     def is_awaited(self, number: int) -> bool:
         """Whether the step of this number has to wait for the other process, which is not ready yet."""
-        return self._pending and self._helper is not None and number >= self.switch_step and self._helper.is_running
+        return self._pending and number >= self.switch_step and self.is_compiling
 
     def _start_helper(self, batch: Batch, scales: Tensor) -> None:
         self._helper = CompilingProcess(self.model, self.loss, batch, scales)
