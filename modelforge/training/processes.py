@@ -5,6 +5,7 @@ a node where no cluster does so, and sees to it that all learn of the failure of
 """
 
 import atexit
+import gc
 import inspect
 import os
 import subprocess
@@ -188,6 +189,18 @@ def kept_together(trainer: pl.Trainer) -> Iterator[None]:
     finally:
         if isinstance(launcher, ProcessLauncher):
             launcher.leave()
+            _end_threads_of_gloo()
+
+
+def _end_threads_of_gloo() -> None:
+    """Wait for what gloo's threads still have to do.
+
+    They give back the tensors of the last collectives, for which they need the interpreter: if that is ending, the process is
+    aborted (SIGABRT), however well all went.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        gc.collect()  # the model wrapped for DDP, which keeps the group alive
+        torch.distributed.destroy_process_group()
 
 
 def introduce(trainer: pl.Trainer, *, facts: Mapping[str, str], say: Say) -> None:
