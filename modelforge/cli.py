@@ -76,6 +76,8 @@ def train(
     skip_rehearsal: Annotated[bool, typer.Option("--skip-rehearsal", help="Start without trying out the whole run.")] = False,
 ) -> None:
     """Train, test and report. The same command starts a run, resumes it, or says that it is finished."""
+    from pytorch_lightning.utilities import rank_zero_only
+
     from modelforge.experiment import load
     from modelforge.train import train as run
     from modelforge.training.stop_signal import Interrupted
@@ -85,7 +87,8 @@ def train(
         with _places_named(experiment):
             run(experiment, Console(), with_rehearsal=not skip_rehearsal)
     except Interrupted as stop:
-        typer.echo(f"stopped ({stop}); the same command goes on from there", err=True)
+        if not getattr(rank_zero_only, "rank", 0):  # one of several processes speaks for all
+            typer.echo(f"stopped ({stop}); the same command goes on from there", err=True)
         raise typer.Exit(STOPPED_EARLY) from None
 
 
