@@ -123,7 +123,7 @@ def _first(weights: Weights, options: AllegroHyper) -> State:
 
 def _layer(weights: Weights, number: int, layer: Layer, options: AllegroHyper) -> State:
     theirs, ours, product = f"{ROOT}.allegro.tps.{number}", f"layers.{number}", layer.product
-    _refuse_other_couplings(weights, f"{theirs}.w3j", product.couplings())
+    _refuse_other_couplings(weights, f"{theirs}.w3j", product.path_coefficients())
     num_paths, num_channels = product.weights.shape
     shape = ((num_channels,) if options.tp_path_channel_coupling else ()) + ((num_paths,) if num_paths > 1 else ())
     of_paths = weights.take(f"{theirs}.weights", *shape).reshape(num_channels, num_paths).T

@@ -10,6 +10,8 @@ tensors x channel by channel. Network and factors are those of the authors' prog
 How it is computed is another thing: V is a linear function of V^0, by products with environments G that all edges of an atom
 share, and all that is ever seen of V are its scalars. What reads these scalars of V^0 is the same for all edges of an atom, so
 it is multiplied once for each atom (`nn/equivariant/channelwise_products.py`), and edges have no tensors but their harmonics.
+Weights of environments, linear in the last hidden features of a network, are not computed either if these features are fewer:
+they are summed with the harmonics, and the matrix comes after the sum.
 
 N atoms, E edges, L degrees, B components of harmonics, S scalar features, U channels of tensors, K radial functions.
 """
@@ -29,7 +31,7 @@ from modelforge.atoms.sums import at_receivers, at_senders, sum_over_edges
 from modelforge.nn.cutoffs import polynomial_cutoff
 from modelforge.nn.dense_networks import DenseNetwork, Part, Projected, cheaper, value_of
 from modelforge.nn.equivariant.channelwise_products import ChannelwiseProduct
-from modelforge.nn.equivariant.environments import edge_rows, environments, readings
+from modelforge.nn.equivariant.environments import EdgeRows, edge_rows, environments, environments_of_projected, readings
 from modelforge.nn.equivariant.irreps import Irrep, irreps_of_product, natural_irreps
 from modelforge.nn.equivariant.spherical_harmonics import SphericalHarmonics
 from modelforge.nn.layers import ElementEmbedding
@@ -137,12 +139,12 @@ class Allegro(Potential):
         """Atomic energies, and sums over edges of the last scalar features."""
         distance = graph.edge_vectors.norm(dim=1)  # (E,)
         harmonics = self.harmonics(graph.edge_vectors / distance[:, None])  # (E, B)
-        rows = edge_rows(graph, l_max=self.l_max)
+        rows, shared = edge_rows(graph, l_max=self.l_max), edge_rows(graph, l_max=self.l_max, by_degree=False)
         of_tensors, scalars, *others = self.first([cheaper(self._pairs(distance, graph))])
         features, around, weights = list[Part](), list[Tensor](), self._by_degree(of_tensors)
         for layer in self.all_layers():
             features.append(cheaper(scalars))
-            around.append(environments(self._by_degree(others[0]), harmonics, rows) * self.avg_num_neighbors**-0.5)  # (B, N, U)
+            around.append(self._environment(others[0], harmonics, rows, shared))
             read = readings(harmonics, self._reading(around), rows)  # (E, L, U)
             scalars, *others = layer.network([*features, (weights * read).sum(dim=1)])
         (energies,) = self.readout([*features, scalars])
@@ -158,6 +160,13 @@ class Allegro(Potential):
         own, other = at_receivers(self.receiver_embedding(graph), graph), at_senders(self.sender_embedding(graph), graph)
         features: list[Part] = self.of_pair([own * value_of(of_receivers), other * value_of(of_senders)])
         return features[0]
+
+    def _environment(self, weights: Part, harmonics: Tensor, rows: EdgeRows, shared: EdgeRows) -> Tensor:
+        """(B, N, U); the matrix behind the features that weights are made of comes after the sum if these are fewer."""
+        factor: float = self.avg_num_neighbors**-0.5
+        if isinstance(weights, Projected) and weights.rows.shape[1] <= self.num_channels:
+            return environments_of_projected(weights, harmonics, shared) * factor
+        return environments(self._by_degree(weights), harmonics, rows) * factor
 
     def _by_degree(self, weights: Part) -> Tensor:
         return value_of(weights).reshape(-1, self.l_max + 1, self.num_channels)  # (E, L, U)

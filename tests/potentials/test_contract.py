@@ -32,7 +32,7 @@ SMALL |= {"num_vectors": 3, "hidden_widths": ((8,), (8, 6), (6,)), "num_outputs"
 SMALL |= {"num_references": 4}
 SMALL |= {"max_ell": 3, "num_channels": 4, "num_bessel": 5, "radial_hidden": (6,), "readout_hidden": 3}
 SMALL |= {"avg_num_neighbors": 5.0}
-SMALL |= {"num_scalar_features": 8, "num_tensor_features": 3, "scalar_embed_hidden": (6,), "mlp_hidden": (9, 7)}
+SMALL |= {"num_scalar_features": 8, "num_tensor_features": 3, "scalar_embed_hidden": (6,), "mlp_hidden": (9, 3)}
 OWN = {"allegro": {"readout_hidden": (5,), "num_layers": 3}}  # parity matters from three layers on
 ELEMENTS = (1, 6, 7, 8, 9, 14, 15, 16, 17, 35, 53)  # eleven, a size that nothing else in a small potential has
 

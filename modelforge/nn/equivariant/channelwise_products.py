@@ -4,6 +4,7 @@
 
 with Clebsch-Gordan coefficients C of norm 1. It is linear in V, so that what a sum of r_cu V'_cu reads of V' can be read of V:
 by r'_au = sum_p W_pu sqrt(2 l_o + 1) sum_bc C_abc G_bu r_cu. Where many tensors have one environment, r' is all there is to do.
+Few of the coefficients are not zero: on the CPU only these are used, elsewhere products of matrices.
 
 N atoms, U channels, P paths; A components of tensors V, B of environments G, C of results V', R = sum of those of V over paths.
 """
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from modelforge.nn.equivariant.convolutions import Path
+from modelforge.nn.equivariant.coupled_products import Couplings, coupled_product, is_native
 from modelforge.nn.equivariant.couplings import coupling
 from modelforge.nn.equivariant.irreps import Irrep, blocks, irreps_of_product, natural_irreps, num_components
 
@@ -46,7 +48,8 @@ class ChannelwiseProduct(nn.Module):
         self.paths = product_paths(sources, targets, l_max=l_max)
         self.weights = nn.Parameter((2.0 * torch.rand(len(self.paths), num_channels) - 1.0) * 3.0**0.5)
         self.sources, self.targets, self.l_max = list(sources), list(targets), l_max
-        tables = self.couplings()
+        tables = self.path_coefficients()
+        self.couplings = Couplings(tables)
         path, component = tables.flatten(2).abs().sum(dim=2).nonzero(as_tuple=True)  # (R,)
         buffers = {
             "coefficients": tables[path, component].flatten(1),
@@ -58,7 +61,7 @@ class ChannelwiseProduct(nn.Module):
         for name, values in buffers.items():
             self.register_buffer(name, values.double(), persistent=False)
 
-    def couplings(self) -> Tensor:
+    def path_coefficients(self) -> Tensor:
         """sqrt(2 l_o + 1) C of each path in double precision, (P, A, B, C)."""
         of_sources = dict(zip(self.sources, blocks(self.sources), strict=True))
         of_targets = dict(zip(self.targets, blocks(self.targets), strict=True))
@@ -77,6 +80,9 @@ class ChannelwiseProduct(nn.Module):
 
     def before(self, reading: Tensor, environment: Tensor) -> Tensor:
         """What reads the same of the sources as this of the results; (C, N, U), (B, N, U) -> (A, N, U)."""
+        if is_native(environment):
+            weights = self.weights.expand(-1, environment.shape[2])
+            return coupled_product(self.couplings, 0, [environment, reading], weights)
         products = (environment[:, None] * reading).flatten(0, 1).flatten(1)  # (B C, N U)
         tables = (table.to(reading.dtype) for table in (self.coefficients, self.path_of_row, self.source_of_row))
         coefficients, path_of_row, source_of_row = tables

@@ -12,6 +12,7 @@ N atoms, E edges, L degrees (l_max + 1), B components, L^2, U channels.
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import cast
 
 import torch
@@ -21,6 +22,8 @@ from torch.nn import functional
 
 from modelforge.atoms.graph import AtomicGraph
 from modelforge.nn.autograd import is_wanted
+from modelforge.nn.dense_networks import Projected, scaled_product
+from modelforge.nn.equivariant.joined_rows import joined, parted
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,7 @@ class EdgeRows:
     """Where the rows of edges and of the atoms that receive them stand; their numbers are the harmonics, in two orders."""
 
     num_atoms: int
+    num_degrees: int  # L, or 1 where all degrees of an edge have one row of weights
     weights: Tensor  # (B E,) rows of weights (E L, U), component by component
     edges_of_atoms: Tensor  # (B N,) where those of a component of an atom begin
     owners: Tensor  # (B E,) rows of environments (B N, U) that they are summed to
@@ -35,10 +39,10 @@ class EdgeRows:
     degrees: Tensor  # (E L,) where those of a degree of an edge begin
 
 
-def edge_rows(graph: AtomicGraph, *, l_max: int) -> EdgeRows:
-    """Those of a graph, for harmonics of degrees 0 to l_max."""
-    tables = torch.ops.modelforge.environment_rows(graph.receivers, graph.first_edge, l_max)
-    return EdgeRows(graph.num_atoms, *tables)
+def edge_rows(graph: AtomicGraph, *, l_max: int, by_degree: bool = True) -> EdgeRows:
+    """Those of a graph, for harmonics of degrees 0 to l_max and weights by degree, (E, L, U), or one for all, (E, 1, U)."""
+    tables = torch.ops.modelforge.environment_rows(graph.receivers, graph.first_edge, l_max, by_degree)
+    return EdgeRows(graph.num_atoms, l_max + 1 if by_degree else 1, *tables)
 
 
 def environments(weights: Tensor, harmonics: Tensor, rows: EdgeRows) -> Tensor:
@@ -49,10 +53,25 @@ def environments(weights: Tensor, harmonics: Tensor, rows: EdgeRows) -> Tensor:
     return cast(Tensor, _Environments.apply(weights, harmonics, rows))  # type: ignore[no-untyped-call]
 
 
+def environments_of_projected(weights: Projected, harmonics: Tensor, rows: EdgeRows) -> Tensor:
+    """Environments (B, N, U) of weights (E, L U) that are features (E, H) times a matrix, which is multiplied after the sum.
+
+    `rows` are those of weights that are the same for all degrees.
+    """
+    num_components, num_degrees = harmonics.shape[1], math.isqrt(harmonics.shape[1])
+    with torch.autocast(harmonics.device.type, enabled=False):
+        sums = environments(weights.rows[:, None], harmonics, rows)  # (B, N, H)
+        of_degrees = parted(sums, [2 * degree + 1 for degree in range(num_degrees)])
+        matrices = parted(weights.matrix.T.to(sums.dtype), [weights.matrix.shape[1] // num_degrees] * num_degrees)  # (U, H)
+        pairs = zip(of_degrees, matrices, strict=True)
+        products = [scaled_product(part.flatten(0, 1), matrix.T, weights.factor) for part, matrix in pairs]
+        return joined(products).view(num_components, rows.num_atoms, -1)
+
+
 def readings(harmonics: Tensor, of_atoms: Tensor, rows: EdgeRows) -> Tensor:
     """Harmonics (E, B), features of the receivers (B, N, U) -> (E, L, U)."""
     if harmonics.shape[0] == 0:
-        return (harmonics.sum() + of_atoms.sum(dim=(0, 1))).expand(0, math.isqrt(harmonics.shape[1]), -1)
+        return (harmonics.sum() + of_atoms.sum(dim=(0, 1))).expand(0, rows.num_degrees, -1)
     return cast(Tensor, _Readings.apply(harmonics, of_atoms, rows))  # type: ignore[no-untyped-call]
 
 
@@ -77,9 +96,8 @@ class _Readings(torch.autograd.Function):
     def forward(ctx: FunctionCtx, harmonics: Tensor, of_atoms: Tensor, rows: EdgeRows) -> Tensor:
         ctx.save_for_backward(harmonics, of_atoms)
         ctx.rows = rows  # type: ignore[attr-defined]
-        num_degrees = math.isqrt(harmonics.shape[1])
         sums = _sums(of_atoms.flatten(0, 1), rows.atoms, rows.degrees, harmonics.reshape(-1))
-        return sums.view(-1, num_degrees, of_atoms.shape[2])
+        return sums.view(-1, rows.num_degrees, of_atoms.shape[2])
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -117,28 +135,31 @@ def _sums(rows: Tensor, entries: Tensor, starts: Tensor, numbers: Tensor) -> Ten
 
 # An operator, opaque to the compiler: many small steps, of which none is differentiated.
 
-torch.library.define("modelforge::environment_rows", "(Tensor receivers, Tensor first_edge, int l_max) -> Tensor[]")
+torch.library.define(
+    "modelforge::environment_rows", "(Tensor receivers, Tensor first_edge, int l_max, bool by_degree) -> Tensor[]"
+)
 
 
 @torch.library.impl("modelforge::environment_rows", "CompositeExplicitAutograd")
-def _environment_rows(receivers: Tensor, first_edge: Tensor, l_max: int) -> list[Tensor]:
-    device, num_edges, num_atoms, num_degrees = receivers.device, len(receivers), len(first_edge), l_max + 1
-    edges, components = torch.arange(num_edges, device=device), torch.arange(num_degrees**2, device=device)[:, None]
-    degree = torch.tensor([degree for degree in range(num_degrees) for _ in range(2 * degree + 1)], device=device)[:, None]
-    first = torch.arange(num_degrees, device=device) ** 2  # component of each degree
+def _environment_rows(receivers: Tensor, first_edge: Tensor, l_max: int, by_degree: bool) -> list[Tensor]:
+    device, num_edges, num_atoms, num_components = receivers.device, len(receivers), len(first_edge), (l_max + 1) ** 2
+    edges, components = torch.arange(num_edges, device=device), torch.arange(num_components, device=device)[:, None]
+    widths = [2 * degree + 1 for degree in range(l_max + 1)] if by_degree else [num_components]
+    degree = torch.tensor([degree for degree, width in enumerate(widths) for _ in range(width)], device=device)[:, None]
+    first = torch.tensor(list(accumulate(widths, initial=0))[:-1], device=device)  # component of each degree
     owners = components * num_atoms + receivers  # (B, E)
     return [
-        (edges * num_degrees + degree).flatten(),
+        (edges * len(widths) + degree).flatten(),
         (components * num_edges + first_edge).flatten(),
         owners.flatten(),
         owners.T.flatten(),
-        (edges[:, None] * num_degrees**2 + first).flatten(),
+        (edges[:, None] * num_components + first).flatten(),
     ]
 
 
 @torch.library.register_fake("modelforge::environment_rows")  # type: ignore[untyped-decorator]
-def _(receivers: Tensor, first_edge: Tensor, l_max: int) -> list[Tensor]:
+def _(receivers: Tensor, first_edge: Tensor, l_max: int, by_degree: bool) -> list[Tensor]:
     num_edges, num_atoms, num_components = receivers.shape[0], first_edge.shape[0], (l_max + 1) ** 2
-    of_components, of_degrees = num_components * num_edges, (l_max + 1) * num_edges
+    of_components, of_degrees = num_components * num_edges, (l_max + 1 if by_degree else 1) * num_edges
     sizes = (of_components, num_components * num_atoms, of_components, of_components, of_degrees)
     return [receivers.new_empty(size) for size in sizes]
