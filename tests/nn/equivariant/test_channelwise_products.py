@@ -6,6 +6,7 @@ import torch
 from modelforge.nn.equivariant.channelwise_products import ChannelwiseProduct
 from modelforge.nn.equivariant.couplings import coupling
 from modelforge.nn.equivariant.irreps import Irrep, blocks, num_components
+from modelforge.nn.native.library import SWITCH
 
 SCALAR = Irrep(0, 1)
 SOURCES = [Irrep(0, 1), Irrep(1, -1), Irrep(1, 1), Irrep(2, 1)]
@@ -13,8 +14,11 @@ TARGETS = [Irrep(0, 1), Irrep(1, 1), Irrep(1, -1), Irrep(2, -1)]
 L_MAX, NUM_ATOMS, NUM_CHANNELS = 2, 5, 3
 
 
+@pytest.mark.parametrize("is_native", [True, False])
 @pytest.mark.parametrize("num_weights", [1, NUM_CHANNELS])
-def test_a_result_read_directly_is_read_of_what_is_multiplied(num_weights):
+def test_a_result_read_directly_is_read_of_what_is_multiplied(num_weights, is_native, monkeypatch):
+    if not is_native:
+        monkeypatch.setenv(SWITCH, "0")
     product = ChannelwiseProduct(SOURCES, TARGETS, l_max=L_MAX, num_channels=num_weights).double()
     tensors = torch.randn(num_components(SOURCES), NUM_ATOMS, NUM_CHANNELS, dtype=torch.float64)
     environment = torch.randn((L_MAX + 1) ** 2, NUM_ATOMS, NUM_CHANNELS, dtype=torch.float64)
