@@ -33,8 +33,8 @@ class Couplings(nn.Module):
     def __init__(self, coefficients: Tensor) -> None:
         super().__init__()
         self.sizes = tuple(coefficients.shape)
-        for place, order in enumerate(((2, 3, 1), (1, 3, 2), (1, 2, 3))):  # two factors, and the one they give
-            for name, table in _terms(coefficients.permute(0, order[2], order[0], order[1])).items():
+        for place in range(3):
+            for name, table in _terms(coefficients.movedim(place + 1, 1)).items():
                 self.register_buffer(f"{name}_{place}", table, persistent=False)
 
     def terms(self, place: int, dtype: torch.dtype) -> list[Tensor]:
