@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -31,6 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from training_step import TrainingStep, training_step
 
+from modelforge.errors import UserError
 from modelforge.experiment import Experiment, load
 
 # The first group with a word that the operator's name has, without its prefix.
@@ -208,10 +210,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     dtype = torch.float64 if settings.runtime.precision == "64-true" else torch.float32
     peak = peak_gigaflop_per_second(dtype)
-    choices = {"both": (False, True), "true": (False, True), "false": (False,)}[options.compile]
-    found = {
-        "compiled" if compiled else "eager": profiled(settings, compiled=compiled, options=options) for compiled in choices
-    }
+    choices = (False, True) if options.compile == "both" else (False,)
+    try:
+        found = {
+            "compiled" if compiled else "eager": profiled(settings, compiled=compiled, options=options) for compiled in choices
+        }
+    except UserError as error:  # files of a configuration that are elsewhere
+        sys.exit(f"profile_step.py: {error}")
     gigaflop = float(str(found["eager"]["gigaflop"]))
     graphs = found["eager"]
     console.print(
@@ -232,15 +237,21 @@ def parse() -> argparse.Namespace:
     which.add_argument("--config", type=Path, help="the TOML of an experiment")
     which.add_argument("--potential", help="a potential with the sizes of benchmark_training.py, or its defaults")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in modelforge train")
-    parser.add_argument("--data", type=Path, default=DATA, help="for --potential: extended XYZ (default: the bundled)")
-    parser.add_argument("--batch-size", type=int, default=10, help="for --potential")
+    parser.add_argument("--data", type=Path, help="for --potential: extended XYZ (default: the bundled)")
+    parser.add_argument("--batch-size", type=int, help="for --potential (default: 10)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batches", type=int, default=10, help="that the steps train on, again and again")
     parser.add_argument("--passes", type=int, default=5, help="over these batches, timed")
     parser.add_argument("--compile", choices=("both", "false"), default="both", help="the compiled step too, or not")
     parser.add_argument("--top", type=int, default=12, help="operators that are listed")
     parser.add_argument("--json", type=Path, help="file for the figures")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.config and (options.data or options.batch_size):
+        parser.error(
+            "--data, --batch-size: only with --potential; with --config: --set dataset.path=..., training.batch_size=..."
+        )
+    options.data, options.batch_size = options.data or DATA, options.batch_size or 10
+    return options
 
 
 if __name__ == "__main__":
