@@ -122,7 +122,7 @@ def build_task(
         mode=runtime.compile,
         total_steps=total_steps,
         refusal=refusal,
-        is_first_here=trainer.local_rank == 0,
+        beside=trainer.local_rank == 0,
     )
     return TrainingTask(
         model,

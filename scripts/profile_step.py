@@ -134,7 +134,7 @@ def peak_gigaflop_per_second(dtype: torch.dtype) -> float:
 def profiled(settings: Experiment, *, compiled: bool, options: argparse.Namespace) -> dict[str, object]:
     """All that is measured of the eager or of the compiled step."""
     runtime = settings.runtime.model_copy(update={"compile": compiled, "accelerator": "cpu"})
-    step = training_step(settings.model_copy(update={"runtime": runtime}), num_batches=options.batches)
+    step = training_step(settings.model_copy(update={"runtime": runtime}), num_batches=options.batches, beside=False)
     milliseconds = milliseconds_per_step(step, passes=options.passes)
     if compiled and not step.is_compiled:
         raise SystemExit("the training step was not compiled; the line above says why")

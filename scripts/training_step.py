@@ -51,8 +51,11 @@ class TrainingStep:
         return self.task.compiler.compiled is not None
 
 
-def training_step(experiment: Experiment, *, num_batches: int) -> TrainingStep:
-    """The step of an experiment at its start, compiled at the first call if `runtime.compile` is true."""
+def training_step(experiment: Experiment, *, num_batches: int, beside: bool = True) -> TrainingStep:
+    """The step of an experiment at its start, compiled at the first call if `runtime.compile` is true.
+
+    `beside`: by another process, which does not know of changes to Inductor's settings in this one.
+    """
     training, runtime = experiment.training, experiment.runtime
     if runtime.num_threads:
         torch.set_num_threads(runtime.num_threads)
@@ -62,7 +65,8 @@ def training_step(experiment: Experiment, *, num_batches: int) -> TrainingStep:
         raise SystemExit(f"--batches: at most those of an epoch, {batches.steps_per_epoch} (got {num_batches})")
     model = build_model(experiment, data)
     total_steps = total_steps_of(experiment, batches.steps_per_epoch)
-    compiler = StepCompiler(model, training.widest_loss, mode=runtime.compile is True, total_steps=total_steps)
+    is_compiled = runtime.compile is True
+    compiler = StepCompiler(model, training.widest_loss, mode=is_compiled, total_steps=total_steps, beside=beside)
     compiler.tell = print
     task = TrainingTask(
         model,

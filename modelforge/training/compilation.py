@@ -14,11 +14,12 @@ from modelforge.potentials.energy_model import EnergyModel
 from modelforge.training.compiling_process import CompilingProcess
 from modelforge.training.eager_step import EagerStep
 from modelforge.training.loss import LossSection
-from modelforge.training.step import CompiledStep, fits_compilation, try_to_compile
+from modelforge.training.step import CompiledStep, disagreement, fits_compilation, in_a_line, program_of
 
 CompileMode = Literal["auto"] | bool
 EAGER_STEPS = 500  # with "auto" the steps that run eagerly while another process compiles
 WORTH_STEPS = 15_000  # with "auto" the length of a run from which compiling pays: a minute for some milliseconds a step
+MOST_PROGRAMS = 4  # of one run, each for other sizes of batches; the rest runs eagerly
 Tell = Callable[[str], None]
 
 
@@ -33,9 +34,9 @@ class StepCompiler:
         mode: CompileMode,
         total_steps: int,
         refusal: str | None = None,
-        is_first_here: bool = True,
+        beside: bool = True,
     ) -> None:
-        """`is_first_here`: of the processes on this machine only one has another one compile; all take it from the cache."""
+        """`beside`: another process compiles. Of a run's processes on a machine one has one; the others use its kernels."""
         self.model, self.loss = model, loss
         self.eager = EagerStep(model, loss)
         self.compiled: CompiledStep | None = None
@@ -44,24 +45,25 @@ class StepCompiler:
         self.switch_step = EAGER_STEPS if mode == "auto" else 0
         self._refusal = refusal if mode is True else None
         self._pending = wanted and refusal is None
-        self._is_first_here = is_first_here
+        self._beside = beside
         self._helper: CompilingProcess | None = None
 
     def step(self, number: int, batch: Batch, scales: Tensor) -> EagerStep | CompiledStep:
         """The function for the step of this number, counted from 0."""
-        if self.compiled is not None and self.compiled.failure is None:
-            return self.compiled
-        if self.compiled is not None:
+        if self.compiled is not None and self.compiled.failure is not None:
             self.tell(f"not compiled any more, eager steps go on: {self.compiled.failure}")
             self.compiled = None
         if self._refusal:
             self.tell(f"not compiled: {self._refusal}")
             self._refusal = None
-        if self._pending and fits_compilation(batch, self.model.reach):
-            if number >= self.switch_step:
+        if (self._pending or self.compiled is not None) and fits_compilation(batch, self.model.reach):
+            if self.compiled is not None:
+                self._compile_for_other_sizes(self.compiled, batch, scales)
+            elif number >= self.switch_step:
                 self._compile(batch, scales)
-            elif self._helper is None and self._is_first_here:
-                self._start_helper(batch, scales)
+            elif self._helper is None and self._beside:
+                self.tell(f"compiling beside the training; compiled steps from step {self.switch_step} on")
+                self._helper = CompilingProcess(self.model, self.loss, batch, scales)
         return self.compiled or self.eager
 
     @property
@@ -78,18 +80,35 @@ class StepCompiler:
         """Whether the step of this number has to wait for the other process, which is not ready yet."""
         return self._pending and number >= self.switch_step and self.is_compiling
 
-    def _start_helper(self, batch: Batch, scales: Tensor) -> None:
-        self._helper = CompilingProcess(self.model, self.loss, batch, scales)
-        self.tell(f"compiling beside the training; compiled steps from step {self.switch_step} on")
-
     def _compile(self, batch: Batch, scales: Tensor) -> None:
         self._pending, start = False, time.perf_counter()
-        reason = self._helper.wait() if self._helper else None
-        self._helper = None
+        if self._helper is None and self._beside:
+            self.tell("compiling the training step; the run waits for it")
+            self._helper = CompilingProcess(self.model, self.loss, batch, scales)
+        compiled, helper, self._helper = None, self._helper, None
+        try:
+            program = helper.wait() if helper else program_of(self.model, self.loss, batch, scales)
+            if isinstance(program, str):
+                reason: str | None = program
+            else:
+                compiled = CompiledStep(self.model, self.loss, program)
+                reason = disagreement(compiled, batch, scales)
+        except Exception as error:  # noqa: BLE001 - whatever the compiler raises, eager steps go on and say why
+            reason = in_a_line(error)
         if reason is None:
-            compiled, reason = try_to_compile(self.model, self.loss, batch, scales)
-            if compiled is not None:
-                self.compiled = compiled
-                self.tell(f"compiled steps from here on (agree with eager; {time.perf_counter() - start:.0f} s)")
-                return
-        self.tell(f"not compiled, eager steps go on: {reason}")
+            self.compiled = compiled
+            self.tell(f"compiled steps from here on (agree with eager; {time.perf_counter() - start:.0f} s)")
+        else:
+            self.tell(f"not compiled, eager steps go on: {reason}")
+
+    def _compile_for_other_sizes(self, compiled: CompiledStep, batch: Batch, scales: Tensor) -> None:
+        """Here and at once, if there is no program for a batch yet: so the same run gives the same bits again."""
+        if len(compiled.programs) == MOST_PROGRAMS or compiled.program_for(batch, scales) is not None:
+            return
+        graph = batch.graph
+        self.tell(f"compiling again for batches as large as this one: {graph.num_atoms} atoms, {graph.num_edges} edges")
+        try:
+            compiled.programs.append(program_of(self.model, self.loss, batch, scales))
+            compiled.failure = disagreement(compiled, batch, scales)
+        except Exception as error:  # noqa: BLE001 - as above
+            compiled.failure = in_a_line(error)

@@ -1,10 +1,11 @@
-"""Another process that compiles the step while training goes on, so that its kernels lie in Inductor's cache when wanted.
+"""Another process that compiles the step, while training goes on; the memory that this takes goes with it.
 
-Run as a program, with the path of a job that the training process has written. A job is plain data, tensors and JSON, from
-which the model is built again. T loss terms.
+Run as a program, with a folder in which the training process has put a job, and in which it leaves the compiled program. A job
+is plain data, tensors and JSON, from which the model is built again. T loss terms.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,11 @@ from torch import Tensor
 from modelforge.atoms.graph import AtomicGraph, Batch, Labels, tensors_of
 from modelforge.potentials import PotentialSection
 from modelforge.potentials.energy_model import EnergyModel
+from modelforge.training.compiled_program import CompiledProgram, read_program
 from modelforge.training.loss import LossSection
-from modelforge.training.step import try_to_compile
+from modelforge.training.step import CompiledStep, disagreement, in_a_line, program_of
 
-SUCCESS = "compiled"
+JOB, SUCCESS = "job.pt", "compiled"
 
 _potentials: TypeAdapter[PotentialSection] = TypeAdapter(PotentialSection)
 
@@ -51,10 +53,9 @@ class CompilingProcess:
     """Starts at once; ends with the process that started it, if not before. A Ctrl-C does not reach it."""
 
     def __init__(self, model: EnergyModel, loss: LossSection, batch: Batch, scales: Tensor) -> None:
-        with tempfile.NamedTemporaryFile(prefix="modelforge-", suffix=".job", delete=False) as file:
-            torch.save(_job_of(model, loss, batch, scales), file)
-        self._job = Path(file.name)
-        command = [sys.executable, "-m", "modelforge.training.compiling_process", file.name]
+        self._folder = Path(tempfile.mkdtemp(prefix="modelforge-"))
+        torch.save(_job_of(model, loss, batch, scales), self._folder / JOB)
+        command = [sys.executable, "-m", "modelforge.training.compiling_process", str(self._folder)]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -63,38 +64,44 @@ class CompilingProcess:
             text=True,
             start_new_session=True,
         )
-        weakref.finalize(self, _end, self._process, self._job)
+        weakref.finalize(self, _end, self._process, self._folder)
 
     @property
     def is_running(self) -> bool:
         """Whether it is still at work."""
         return self._process.poll() is None
 
-    def wait(self) -> str | None:
-        """Wait for its end; None if all went well, else the reason."""
+    def wait(self) -> CompiledProgram | str:
+        """Wait for its end; what it has compiled, or why it has not."""
         output, _ = self._process.communicate()
         lines = output.split("\n")
         if SUCCESS in lines:
-            return None
+            return read_program(self._folder)
         said = next((line for line in reversed(lines) if line), "")
         return said or f"the compiling process ended early (exit code {self._process.returncode})"
 
 
-def _end(process: "subprocess.Popen[str]", job: Path) -> None:
+def _end(process: "subprocess.Popen[str]", folder: Path) -> None:
     process.kill()
-    job.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def main(job: Path) -> None:
+def main(folder: Path) -> None:
     """Compile once and say how it went."""
     os.nice(5)
-    read: Job = torch.load(job, map_location="cpu", weights_only=True)
+    read: Job = torch.load(folder / JOB, map_location="cpu", weights_only=True)
     torch.set_num_threads(read["num_threads"])
     torch.set_float32_matmul_precision(read["matmul_precision"])
     torch.use_deterministic_algorithms(read["deterministic"])
     place, loss = torch.device(read["device"]), LossSection.model_validate_json(read["loss"])
-    _, reason = try_to_compile(_model_of(read).to(place), loss, _batch_of(read).to(place), read["scales"].to(place))
-    sys.stdout.write(f"\n{reason or SUCCESS}\n")
+    try:
+        model, batch, scales = _model_of(read).to(place), _batch_of(read).to(place), read["scales"].to(place)
+        program = program_of(model, loss, batch, scales)
+        said = disagreement(CompiledStep(model, loss, program), batch, scales) or SUCCESS
+        program.save(folder)
+    except Exception as error:  # noqa: BLE001 - whatever the compiler raises, the training process goes on and says why
+        said = in_a_line(error)
+    sys.stdout.write(f"\n{said}\n")
 
 
 def _job_of(model: EnergyModel, loss: LossSection, batch: Batch, scales: Tensor) -> Job:

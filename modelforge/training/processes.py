@@ -10,7 +10,7 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -24,12 +24,13 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.nn.parallel import DistributedDataParallel
 
 from modelforge.errors import RunFailure, UserError
+from modelforge.training.connections import Connection, open_connections
 from modelforge.training.lifeline import Lifeline
 from modelforge.training.roll_call import Meeting, Presence, Say, call_roll, open_store
 from modelforge.training.stop_signal import Interrupted
 
 LAUNCHED_BY = "MODELFORGE_LAUNCHED_BY"  # the process that started this one
-SECONDS_TO_END = 5.0  # for children, before process 0 ends them
+SECONDS_TO_END = 25.0  # for children, before process 0 ends them: longer than they need to end where they hang (lifeline.py)
 LONGEST_WAIT = timedelta(minutes=30)  # in a collective, for a process that is alive
 FAILED, USER_MISTAKE = 1, 2  # exit codes
 
@@ -74,6 +75,7 @@ class TrainingProcesses(DDPStrategy):
         everyone = call_roll(store, meeting, me, say=self.say, ended=self._ended)
         self._launcher.lifeline = Lifeline(store, everyone, me, host=meeting.host)
         backend = self._process_group_backend = self._get_process_group_backend()
+        others = open_connections()
         torch.distributed.init_process_group(
             backend,
             store=PrefixStore("group", store),
@@ -82,6 +84,8 @@ class TrainingProcesses(DDPStrategy):
             timeout=self._timeout,
             device_id=self.root_device if self.root_device.type != "cpu" else None,
         )
+        if backend == "gloo":
+            self._launcher.connections = sorted(open_connections() - others)
         if backend == "nccl":
             atexit.register(_destroy_dist_connection)
 
@@ -107,6 +111,8 @@ class ProcessLauncher(_SubprocessScriptLauncher):
     """
 
     lifeline: Lifeline | None = None
+    connections: Sequence[Connection] = ()  # of gloo
+    is_broken_off = False
 
     def launch(
         self,
@@ -148,13 +154,16 @@ class ProcessLauncher(_SubprocessScriptLauncher):
         """Let nobody wait for a process that has failed, this one or another."""
         if self.lifeline is None:  # the roll call has failed, alike for all
             return
+        self.is_broken_off = True
         news = self.lifeline.news() if isinstance(error, RuntimeError) else None  # what collectives raise
         if news is None:
             self.lifeline.report(f"{type(error).__name__}: {error}")
             self.lifeline = None
         self.leave()
-        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
-            torch.distributed.destroy_process_group()  # closes the connections: what others wait for ends at once
+        # What others wait for ends at once. The end of the group would close its connections, too, but it waits, with the
+        # interpreter in its hands, for a thread that may want the interpreter to give back the tensors of a failed collective.
+        for connection in self.connections:
+            connection.shut_down()
         # The usual end would wait for collectives that never end, or abort in the midst of them.
         atexit.register(self._end_at_once, USER_MISTAKE if isinstance(error, UserError) else FAILED)
         if news is not None:
@@ -189,7 +198,8 @@ def kept_together(trainer: pl.Trainer) -> Iterator[None]:
     finally:
         if isinstance(launcher, ProcessLauncher):
             launcher.leave()
-            _end_threads_of_gloo()
+            if not launcher.is_broken_off:
+                _end_threads_of_gloo()
 
 
 def _end_threads_of_gloo() -> None:

@@ -1,16 +1,15 @@
 """The training step of `eager_step.py`, compiled.
 
-It is one graph of energy, forces, loss and weight gradients: the derivative by the edge vectors is written
-out by tracing with `make_fx`, then Inductor fuses the whole. Legend: S structures, N atoms, E edges, T loss terms.
+It is one graph of energy, forces, loss and weight gradients: the derivative by the edge vectors is written out by tracing with
+`make_fx`, then Inductor fuses the whole (`compiled_program.py`). Legend: S structures, N atoms, E edges, T loss terms.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import mark_dynamic
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.function import FunctionCtx
 from torch.fx import GraphModule
@@ -19,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from modelforge.atoms.graph import AtomicGraph, Batch, Labels, Prediction, Reach, tensors_of
 from modelforge.potentials.energy_model import EnergyModel
+from modelforge.training.compiled_program import CompiledProgram, compiled_program
 from modelforge.training.eager_step import EagerStep, StepResult
 from modelforge.training.loss import LossSection
 
@@ -29,35 +29,47 @@ TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}  # compiled against eager
 
 
 class CompiledStep:
-    """The same step as one compiled graph; batches with a size of 0 or 1, which it cannot take, run eagerly."""
+    """The same step as compiled programs; batches with a size of 0 or 1, which these cannot take, run eagerly."""
 
-    def __init__(self, model: EnergyModel, loss: LossSection, sample: Batch, scales: Tensor) -> None:
+    def __init__(self, model: EnergyModel, loss: LossSection, program: CompiledProgram) -> None:
         self.eager = EagerStep(model, loss)
         self.model = model
-        self.failure: str | None = None  # what the compiler said if it failed, which it may do at any new size
+        self.failure: str | None = None  # what a program said if it failed
         self.parameters = [weight for weight in model.parameters() if weight.requires_grad]
+        self.programs = [program]
         self._states = list(_state_of(model).values())
-        inputs = _inputs(sample)
-        graph = _traced(self.eager, len(self.parameters), [*self._states, scales, *inputs], num_fixed=len(self._states) + 1)
-        self._compiled = cast(Callable[..., list[Tensor]], torch.compile(graph, dynamic=None))
+
+    def program_for(self, batch: Batch, scales: Tensor) -> CompiledProgram | None:
+        """The first that was compiled for a batch of these sizes."""
+        if not fits_compilation(batch, self.model.reach):
+            return None
+        tensors = self._tensors(batch, scales)
+        return next((program for program in self.programs if program.holds_for(tensors)), None)
 
     def __call__(self, batch: Batch, scales: Tensor) -> StepResult:
         """Loss and prediction of a batch for the scales of an eager step."""
-        if self.failure or not fits_compilation(batch, self.model.reach):
+        program = None if self.failure else self.program_for(batch, scales)
+        if program is None:
             return self.eager(batch, scales)
-        inputs = _inputs(batch)
-        for place, tensor in enumerate(inputs):
-            if (axis := _axis_that_varies(place)) is not None and tensor.shape[axis]:
-                mark_dynamic(tensor, axis)
         try:
-            with torch.no_grad():
-                loss, sums, *rest = self._compiled(*self._states, scales, *inputs)
+            loss, sums, *rest = program(self._tensors(batch, scales))
         except Exception as error:  # noqa: BLE001 - whatever the compiler raises, the eager step gives the result
             self.failure = in_a_line(error)
             return self.eager(batch, scales)
         prediction, gradients = rest[:NUM_PREDICTED], rest[NUM_PREDICTED:]
         differentiable = _WithGradients.apply(loss, len(gradients), *gradients, *self.parameters)  # type: ignore[no-untyped-call]
         return StepResult(differentiable, sums, Prediction(*prediction))
+
+    def _tensors(self, batch: Batch, scales: Tensor) -> list[Tensor]:
+        return [*self._states, scales, *_inputs(batch)]
+
+
+def program_of(model: EnergyModel, loss: LossSection, sample: Batch, scales: Tensor) -> CompiledProgram:
+    """Compile the step; the sizes of the sample do not enter, but where the compiler has to choose it chooses for them."""
+    states = _state_of(model)
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
+    stand_ins = _stand_ins([*states.values(), scales, *_inputs(sample)], len(states) + 1)
+    return compiled_program(_traced(EagerStep(model, loss), len(parameters), stand_ins), stand_ins)
 
 
 def in_a_line(error: Exception) -> str:
@@ -87,20 +99,14 @@ def largest_difference(compiled: CompiledStep, batch: Batch, scales: Tensor) -> 
     return float(torch.stack([(got - want).abs().max() / want.abs().max().clamp(min=1e-20) for got, want in pairs]).max())
 
 
-def try_to_compile(
-    model: EnergyModel, loss: LossSection, batch: Batch, scales: Tensor
-) -> tuple[CompiledStep | None, str | None]:
-    """The compiled step if it agrees with the eager one on this batch, or the reason why there is none."""
-    try:
-        compiled = CompiledStep(model, loss, batch, scales)
-        difference = largest_difference(compiled, batch, scales)
-    except Exception as error:  # noqa: BLE001 - whatever the compiler raises, eager steps go on and say why
-        return None, in_a_line(error)
+def disagreement(compiled: CompiledStep, batch: Batch, scales: Tensor) -> str | None:
+    """Why a compiled step is not to be used, seen on this batch; None if it agrees with the eager one."""
+    difference = largest_difference(compiled, batch, scales)
     if compiled.failure is not None:
-        return None, compiled.failure
+        return compiled.failure
     if not difference <= TOLERANCE[scales.dtype]:
-        return None, f"the compiled step differs from the eager one by {difference:.1e} (relative)"
-    return compiled, None
+        return f"the compiled step differs from the eager one by {difference:.1e} (relative)"
+    return None
 
 
 class _WithGradients(torch.autograd.Function):
@@ -132,8 +138,8 @@ def _inputs(batch: Batch) -> list[Tensor]:
     return [*tensors_of(batch.graph), *tensors_of(batch.labels), batch.weight]
 
 
-def _traced(eager: EagerStep, num_parameters: int, tensors: Sequence[Tensor], *, num_fixed: int) -> GraphModule:
-    """The step as a graph of elementary operations; the first `num_fixed` inputs keep their sizes, the rest varies.
+def _traced(eager: EagerStep, num_parameters: int, stand_ins: Sequence[Tensor]) -> GraphModule:
+    """The step as a graph of elementary operations.
 
     `silu_backward` is written out, as the fused one has no derivative, and `detach` is removed, as it would cut the second
     derivative (the recipe of NequIP and DeePMD-kit).
@@ -156,7 +162,7 @@ def _traced(eager: EagerStep, num_parameters: int, tensors: Sequence[Tensor], *,
         tracing_mode="symbolic",
         decomposition_table={torch.ops.aten.silu_backward.default: _silu_backward},
         _allow_non_fake_inputs=True,
-    )(*_stand_ins(tensors, num_fixed))
+    )(*stand_ins)
     for node in list(traced.graph.nodes):
         if node.target is torch.ops.aten.detach.default:
             node.replace_all_uses_with(node.args[0])
@@ -185,7 +191,10 @@ class _Substituted(nn.Module):
 
 
 def _stand_ins(tensors: Sequence[Tensor], num_fixed: int) -> list[Tensor]:
-    """Tensors without data; sizes of the batch are symbols that are not taken for equal because they happen to be."""
+    """Tensors without data; the first `num_fixed` keep their sizes.
+
+    Those of the batch are symbols that are not taken for equal because they happen to be.
+    """
     mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=False), allow_non_fake_inputs=True)
     stand_ins: list[Tensor] = []
     for place, tensor in enumerate(tensors):

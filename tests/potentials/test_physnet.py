@@ -10,6 +10,7 @@ from ase import Atoms
 from made_structures import NO_CONSTANTS, batch_of, cluster, labelled, structures_of
 from numpy.typing import NDArray
 from tolerances import EXACT_SUM, FINITE_DIFFERENCE, STEP
+from traced_programs import traced_step
 
 from modelforge.atoms.graph import Batch
 from modelforge.data.batching.batches import structure_table
@@ -263,14 +264,12 @@ def test_parts_of_a_batch_have_together_the_gradient_of_the_whole():
         assert_close(got, want.numpy())
 
 
-def test_a_compiled_step_has_the_penalty(monkeypatch: pytest.MonkeyPatch):
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda graph, **options: real(graph, backend="aot_eager", **options))
+def test_a_compiled_step_has_the_penalty():
     small = SECTION.model_dump() | dict.fromkeys(RESIDUALS, 0) | {"num_layers": 2}
     model = EnergyModel(potential_of(PhysNetSection.model_validate(small))).double().train()
     batch = batch_of(OTHERS, reach=model.reach)
     energies = LossSection(forces_weight=0.0)  # less to compile
-    compiled = CompiledStep(model, energies, batch, scales_of(model, energies, TERM_WEIGHTS[:1], batch.label_counts))
+    compiled = traced_step(model, energies, batch, scales_of(model, energies, TERM_WEIGHTS[:1], batch.label_counts))
     for some in (batch, batch_of(OTHERS[:2], reach=model.reach)):
         expected = beside_the_terms(compiled.eager, some)
         assert expected > 1e-4

@@ -303,9 +303,9 @@ def test_others_end_with_the_reason_when_a_process_is_killed(play: Callable[...,
 def test_children_end_with_the_reason_when_process_0_fails(play: Callable[..., Ends]) -> None:
     codes, said = play("process 0 fails", devices=2)
     assert codes == [1], said
-    assert "0: ValueError: a made-up fault" in said
-    assert "1: ProcessFailed: process 0 on" in said
-    assert "failed: ValueError: a made-up fault" in said
+    assert "0: ValueError: a made-up fault" in said, said
+    assert "1: ProcessFailed: process 0 on" in said, said
+    assert "failed: ValueError: a made-up fault" in said, said
 
 
 def test_no_child_is_left_when_process_0_is_killed(play: Callable[..., Ends]) -> None:

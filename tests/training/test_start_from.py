@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from small_runs import NUM_TRAIN, NUM_VALIDATION, TOML, checkpoint, differences, rows, write_experiment, write_structures
 from tolerances import EXACT_SUM
+from traced_programs import traced_step
 
 from modelforge.assembly import prepared
 from modelforge.check import check
@@ -25,7 +26,6 @@ from modelforge.model_file import load_potential, save_potential
 from modelforge.train import train
 from modelforge.training.compilation import StepCompiler
 from modelforge.training.eager_step import EagerStep
-from modelforge.training.step import CompiledStep
 
 ELEMENTS = (1, 6, 7, 8)
 MOLECULES = np.array([[7, 2, 1, 1], [5, 2, 1, 2]])  # atoms of each element in the two molecules of the data
@@ -194,10 +194,8 @@ def test_a_compiled_step_has_the_gradients_of_what_is_trained(tuning: Path) -> N
     model = build_model(experiment, data, start.trained).train()
     batch = next(iter(run_batches(experiment, data).training(0, 1)))
     loss, scales = experiment.training.widest_loss, torch.ones(2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", lambda graph, **_: graph)
-        compiled = CompiledStep(model, loss, batch, scales)
-        found = torch.autograd.grad(compiled(batch, scales).loss, compiled.parameters)
+    compiled = traced_step(model, loss, batch, scales)
+    found = torch.autograd.grad(compiled(batch, scales).loss, compiled.parameters)
     assert compiled.failure is None
     expected = torch.autograd.grad(EagerStep(model, loss)(batch, scales).loss, compiled.parameters)
     assert len(found) == len([weight for weight in model.parameters() if weight.requires_grad])

@@ -1,6 +1,7 @@
 """The compiled step against the eager one, the ways back to eager, and that a step never waits for the device."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -8,16 +9,19 @@ from ase import Atoms
 from made_structures import batch_of, cluster, crystal, labelled
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from traced_programs import TracingInThisProcess, as_traced, traced_step
 
 from modelforge.atoms.graph import Batch, Reach
 from modelforge.potentials.energy_model import EnergyModel
 from modelforge.potentials.schnet import SchNetSection
+from modelforge.training import compilation
 from modelforge.training import step as step_module
 from modelforge.training.compilation import EAGER_STEPS, WORTH_STEPS, StepCompiler
+from modelforge.training.compiled_program import CompiledProgram
 from modelforge.training.eager_step import EagerStep, StepResult
 from modelforge.training.loss import LossSection
 from modelforge.training.section import TrainingSection
-from modelforge.training.step import TOLERANCE, CompiledStep, fits_compilation, largest_difference
+from modelforge.training.step import TOLERANCE, CompiledStep, fits_compilation, largest_difference, program_of
 from modelforge.training.task import TrainingTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # what Inductor imports
@@ -25,7 +29,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:Deprecation
 CUTOFF = 3.0
 LOSS = LossSection(stress_weight=0.1)
 SIZES = (4, 2, 3, 7)  # structures; the compiler must not take any of them for a case of its own
-DTYPES = {torch.float64: "aot_eager", torch.float32: "inductor"}  # which back end compiles; tracing is the same for both
 
 
 def small_model(dtype: torch.dtype) -> EnergyModel:
@@ -50,13 +53,12 @@ def weights(dtype: torch.dtype) -> Tensor:
     return torch.tensor([1.0, 100.0, 0.1], dtype=dtype)
 
 
-@pytest.fixture(scope="session", params=DTYPES, ids=str)
+@pytest.fixture(scope="session", params=[torch.float64, torch.float32], ids=["traced", "compiled"])
 def compiled(request) -> Iterator[CompiledStep]:
-    dtype = request.param
-    real = torch.compile
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", lambda graph, **options: real(graph, backend=DTYPES[dtype], **options))
-        step = CompiledStep(small_model(dtype), LOSS, batch(4, dtype), weights(dtype))
+    dtype, model = request.param, small_model(request.param)
+    arguments = LOSS, batch(4, dtype), weights(dtype)
+    is_traced_only = dtype == torch.float64
+    step = traced_step(model, *arguments) if is_traced_only else CompiledStep(model, LOSS, program_of(model, *arguments))
     yield step
     assert step.failure is None, "an eager result in the place of a compiled one agrees with anything"
 
@@ -112,8 +114,20 @@ def test_batches_that_cannot_be_compiled_run_eagerly(compiled: CompiledStep, ato
 # The ways back to eager
 
 
+class NothingToCompile:
+    """In the place of the other process, where the step is replaced as well."""
+
+    is_running = False
+
+    def __init__(self, *job: object) -> None: ...
+
+    def wait(self) -> CompiledProgram:
+        return CompiledProgram(lambda *tensors: tensors, None)
+
+
 def compiler_with(monkeypatch: pytest.MonkeyPatch, replacement: object, **options: object) -> tuple[StepCompiler, list[str]]:
-    monkeypatch.setattr(step_module, "CompiledStep", replacement)
+    monkeypatch.setattr(compilation, "CompilingProcess", NothingToCompile)
+    monkeypatch.setattr(compilation, "CompiledStep", replacement)
     arguments = {"mode": True, "total_steps": 10, **options}
     compiler = StepCompiler(small_model(torch.float64), LOSS, **arguments)  # type: ignore[arg-type]
     messages: list[str] = []
@@ -125,8 +139,12 @@ def distorted(change: str) -> type:
     """An eager step in the place of a compiled one, with one of its results changed."""
 
     class Distorted:
-        def __init__(self, model: EnergyModel, loss: LossSection, sample: Batch, weights: Tensor) -> None:
+        def __init__(self, model: EnergyModel, loss: LossSection, program: CompiledProgram) -> None:
             self.eager, self.parameters, self.failure = EagerStep(model, loss), list(model.parameters()), None
+            self.programs = [program]
+
+        def program_for(self, batch: Batch, scales: Tensor) -> CompiledProgram:
+            return self.programs[0]
 
         def __call__(self, sample: Batch, weights: Tensor) -> StepResult:
             result = self.eager(sample, weights)
@@ -146,14 +164,15 @@ def test_a_compiled_step_that_agrees_is_taken(monkeypatch):
     compiler, messages = compiler_with(monkeypatch, distorted("nothing"))
     step = compiler.step(0, batch(2, torch.float64), weights(torch.float64))
     assert step is compiler.compiled
-    assert "agree with eager" in messages[0]
+    assert messages[0] == "compiling the training step; the run waits for it"
+    assert "agree with eager" in messages[1]
 
 
 def test_a_compiler_that_raises_leaves_eager_steps_and_the_reason(monkeypatch):
     compiler, messages = compiler_with(monkeypatch, fails)
     for number in range(3):
         assert compiler.step(number, batch(2, torch.float64), weights(torch.float64)) is compiler.eager
-    assert messages == ["not compiled, eager steps go on: RuntimeError: no compiler here"]
+    assert messages[1:] == ["not compiled, eager steps go on: RuntimeError: no compiler here"]
 
 
 @pytest.mark.parametrize(("change", "reason"), [("loss", "1.0e-02"), ("nan gradients", "nan")])
@@ -161,7 +180,9 @@ def test_a_compiled_step_that_differs_is_dropped_with_the_reason(monkeypatch, ch
     compiler, messages = compiler_with(monkeypatch, distorted(change))
     assert compiler.step(0, batch(2, torch.float64), weights(torch.float64)) is compiler.eager
     assert compiler.compiled is None
-    assert messages == [f"not compiled, eager steps go on: the compiled step differs from the eager one by {reason} (relative)"]
+    assert messages[1:] == [
+        f"not compiled, eager steps go on: the compiled step differs from the eager one by {reason} (relative)"
+    ]
 
 
 def test_a_refusal_is_told_once_and_only_to_those_who_asked(monkeypatch):
@@ -185,12 +206,10 @@ def test_short_runs_and_runs_told_not_to_are_not_compiled(monkeypatch):
 
 def test_a_long_run_switches_at_a_fixed_step(monkeypatch):
     """However long the other process takes: the same run gives the same bits."""
-    compiler, _ = compiler_with(monkeypatch, distorted("nothing"), mode="auto", total_steps=WORTH_STEPS)
-    started: list[int] = []
-    monkeypatch.setattr(compiler, "_start_helper", lambda *_: started.append(1))
+    compiler, messages = compiler_with(monkeypatch, distorted("nothing"), mode="auto", total_steps=WORTH_STEPS)
     for number in (0, 1, EAGER_STEPS - 1):
         assert compiler.step(number, batch(2, torch.float64), weights(torch.float64)) is compiler.eager
-    assert started
+    assert messages == [f"compiling beside the training; compiled steps from step {EAGER_STEPS} on"]
     assert compiler.step(EAGER_STEPS, batch(2, torch.float64), weights(torch.float64)) is compiler.compiled
 
 
@@ -203,8 +222,78 @@ def test_a_compiler_that_fails_at_a_later_size_leaves_eager_steps_and_the_reason
     assert messages[-1] == "not compiled any more, eager steps go on: RuntimeError: no more memory"
 
 
+# Programs hold for some sizes of batches
+
+
+def for_few_atoms(step: CompiledStep, sample: Batch, atoms: int) -> CompiledStep:
+    """The same with a program that holds for batches of at most so many atoms."""
+    tensors, numbers = step._tensors(sample, weights(torch.float64)), sample.graph.atomic_numbers
+    place = next(place for place, tensor in enumerate(tensors) if tensor is numbers)
+    step.programs = [CompiledProgram(step.programs[0]._function, f"L['t{place}'].size()[0] <= {atoms}")]
+    return step
+
+
+@pytest.fixture
+def compiler_for_few_atoms(monkeypatch) -> tuple[StepCompiler, list[str]]:
+    """Compiled for batches of two structures, not for more atoms."""
+    sample = batch(2, torch.float64)
+
+    class FewAtoms(TracingInThisProcess):
+        def __init__(self, *job: Any) -> None:
+            super().__init__(*job)
+            for_few_atoms(self.step, sample, sample.graph.num_atoms)
+
+    monkeypatch.setattr(compilation, "CompilingProcess", FewAtoms)
+    monkeypatch.setattr(step_module, "compiled_program", as_traced)
+    compiler = StepCompiler(small_model(torch.float64), LOSS, mode=True, total_steps=10)
+    messages: list[str] = []
+    compiler.tell = messages.append
+    compiler.step(0, sample, weights(torch.float64))
+    assert "agree with eager" in messages.pop()
+    messages.clear()
+    return compiler, messages
+
+
+def test_other_sizes_are_compiled_again_where_they_come(compiler_for_few_atoms):
+    compiler, messages = compiler_for_few_atoms
+    small, large = (batch(num, torch.float64) for num in (2, 3))
+    for number, sample in enumerate((small, large, small, large)):
+        step = compiler.step(number, sample, weights(torch.float64))
+        assert step is compiler.compiled
+        assert step.program_for(sample, weights(torch.float64)) is step.programs[number % 2]
+        assert largest_difference(step, sample, weights(torch.float64)) < TOLERANCE[torch.float64]
+    sizes = f"{large.graph.num_atoms} atoms, {large.graph.num_edges} edges"
+    assert messages == [f"compiling again for batches as large as this one: {sizes}"]
+
+
+def test_sizes_beyond_the_last_program_run_eagerly(compiler_for_few_atoms, monkeypatch):
+    compiler, messages = compiler_for_few_atoms
+    monkeypatch.setattr(compilation, "MOST_PROGRAMS", 1)
+    sample = batch(3, torch.float64)
+    step = compiler.step(0, sample, weights(torch.float64))
+    assert step is compiler.compiled
+    assert step.program_for(sample, weights(torch.float64)) is None
+    got, expected = (one(sample, weights(torch.float64)).loss for one in (step, step.eager))
+    assert torch.equal(got, expected)
+    assert messages == []
+
+
+def test_other_sizes_that_cannot_be_compiled_end_the_compiled_steps(compiler_for_few_atoms, monkeypatch):
+    compiler, messages = compiler_for_few_atoms
+    monkeypatch.setattr(compilation, "program_of", fails)
+    sample = batch(3, torch.float64)
+    step = compiler.step(0, sample, weights(torch.float64))
+    got, expected = (one(sample, weights(torch.float64)).loss for one in (step, compiler.eager))
+    assert torch.equal(got, expected)
+    assert compiler.step(1, sample, weights(torch.float64)) is compiler.eager
+    assert messages[1:] == ["not compiled any more, eager steps go on: RuntimeError: no compiler here"]
+
+
+# Another process
+
+
 def test_another_process_compiles_what_this_one_needs():
-    """A real process; what it leaves in Inductor's cache makes the switch quick, and the result is the eager one."""
+    """A real process; the program that it leaves gives the eager result."""
     model, sample = small_model(torch.float32), batch(4, torch.float32)
     compiler = StepCompiler(model, LOSS, mode="auto", total_steps=WORTH_STEPS)
     messages: list[str] = []

@@ -1,6 +1,5 @@
 """Weights of structures: what each one gives to the loss is multiplied, what the sums are divided by is not. S structures."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from ase import Atoms
 from made_structures import batch_of, cluster, crystal, labelled
 from torch import Tensor
 from toy_experiment import TOML, water
+from traced_programs import traced_step
 
 from modelforge.assembly import run_batches
 from modelforge.atoms.graph import Batch, Prediction
@@ -20,7 +20,7 @@ from modelforge.potentials.schnet import SchNetSection
 from modelforge.training.eager_step import EagerStep
 from modelforge.training.loss import LossSection, term_sums
 from modelforge.training.metrics import ErrorSums, errors
-from modelforge.training.step import TOLERANCE, CompiledStep, largest_difference
+from modelforge.training.step import TOLERANCE, largest_difference
 
 CUTOFF, RELATIVE = 3.0, 1e-12
 ATOMS = [
@@ -144,12 +144,9 @@ def test_gradients_of_single_structures_add_up() -> None:
     torch.testing.assert_close(sum(parts), gradients(made_batch(weight=weight)), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # what the compiler imports
-def test_the_compiled_step_weighs_structures_like_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_step_weighs_structures_like_the_eager_one() -> None:
     """It is compiled with weights of 1 and must read those of each batch."""
-    real: Callable[..., object] = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda graph, **options: real(graph, backend="aot_eager", **options))
-    compiled = CompiledStep(small_model(), ALL, made_batch(), TERM_WEIGHTS)
+    compiled = traced_step(small_model(), ALL, made_batch(), TERM_WEIGHTS)
     for weight in ([1.0] * NUM, [0.5, 2.0, 3.0, 0.25], [0.0, 1.0, 0.0, 7.0]):
         assert largest_difference(compiled, made_batch(weight=weight), TERM_WEIGHTS) < TOLERANCE[torch.float64]
     plain, weighted = (

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 from toy_experiment import TOML, waters
+from traced_programs import TracingInThisProcess
 
 from modelforge.atoms.graph import Batch
 from modelforge.data.batching.order import TrainingBatches
 from modelforge.experiment import load
 from modelforge.train import train
+from modelforge.training import compilation
 from modelforge.training import task as task_module
 from modelforge.training.step import CompiledStep
 from modelforge.training.task import TrainingTask
@@ -116,9 +118,8 @@ def test_an_eager_step_reads_nothing_back(counts_of_a_run, precision):
 
 
 def test_a_compiled_step_reads_nothing_back(counts_of_a_run, monkeypatch):
-    """Traced like any, but run without Inductor, which would take much longer."""
-    real, compiled = torch.compile, []
-    monkeypatch.setattr(torch, "compile", lambda graph, **options: real(graph, backend="aot_eager", **options))
+    compiled: list[str | None] = []
+    monkeypatch.setattr(compilation, "CompilingProcess", TracingInThisProcess)
     made = CompiledStep.__call__
 
     def call(step: CompiledStep, *arguments: Any) -> Any:

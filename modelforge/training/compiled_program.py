@@ -1,0 +1,58 @@
+"""A traced graph as a compiled program: Inductor's, with the sizes for which it holds; it can be kept in a file.
+
+`torch.compile` would trace the graph a second time in each process that uses it, which takes some seconds and 100 MB. A
+program is made once, by whichever process, and another reads it.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._inductor.standalone_compile import CompiledArtifact
+from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+PROGRAM, SIZES = "program.bin", "sizes.txt"
+
+Function = Callable[..., Sequence[Tensor]]
+
+
+class CompiledProgram:
+    """A function of tensors, for some of their sizes."""
+
+    def __init__(self, function: Function, sizes: str | None) -> None:
+        """`sizes`: a condition in the words of torch's `ShapeEnv`; None holds for all."""
+        self._function, self.sizes = function, sizes
+        self._environment = ShapeEnv()
+        self._condition = None if sizes is None else cast(str, compile(sizes, SIZES, "eval"))  # parsed once, not at each call
+
+    def holds_for(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether it was compiled for tensors of these sizes."""
+        return self._condition is None or self._environment.evaluate_guards_expression(self._condition, tensors)
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The results, without a graph of their derivatives."""
+        with torch.no_grad():
+            return self._function(*tensors)
+
+    def save(self, folder: Path) -> None:
+        """Write it for another process on this machine."""
+        self._function.save(path=str(folder / PROGRAM), format="binary")  # type: ignore[attr-defined]
+        (folder / SIZES).write_text(self.sizes or "True", encoding="utf-8")
+
+
+def compiled_program(graph: GraphModule, stand_ins: Sequence[Tensor]) -> CompiledProgram:
+    """Compile a graph that was traced with these tensors without data; their symbols stay sizes that vary."""
+    mode = stand_ins[0].fake_mode  # type: ignore[attr-defined]
+    with tracing(TracingContext(mode)), torch.no_grad():
+        function = torch._inductor.standalone_compile(graph, list(stand_ins), dynamic_shapes="from_tracing_context")
+    return CompiledProgram(cast(Function, function), mode.shape_env.produce_guards_expression(stand_ins))
+
+
+def read_program(folder: Path) -> CompiledProgram:
+    """The program that another process on this machine has written."""
+    function = CompiledArtifact.load(path=str(folder / PROGRAM), format="binary")
+    return CompiledProgram(cast(Function, function), (folder / SIZES).read_text(encoding="utf-8"))
