@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._inductor.standalone_compile import CompiledArtifact
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-PROGRAM, SIZES = "program.bin", "sizes.txt"
+PROGRAM, CONSTANTS, SIZES = "program.bin", "constants.pt", "sizes.txt"
 
 Function = Callable[..., Sequence[Tensor]]
 
@@ -23,9 +23,9 @@ Function = Callable[..., Sequence[Tensor]]
 class CompiledProgram:
     """A function of tensors, for some of their sizes."""
 
-    def __init__(self, function: Function, sizes: str | None) -> None:
-        """`sizes`: a condition in the words of torch's `ShapeEnv`; None holds for all."""
-        self._function, self.sizes = function, sizes
+    def __init__(self, function: Function, sizes: str | None, constants: Sequence[Tensor] = ()) -> None:
+        """`sizes`: a condition in the words of torch's `ShapeEnv`, None holds for all; `constants`: further arguments."""
+        self._function, self.sizes, self.constants = function, sizes, tuple(constants)
         self._environment = ShapeEnv()
         self._condition = None if sizes is None else cast(str, compile(sizes, SIZES, "eval"))  # parsed once, not at each call
 
@@ -36,23 +36,45 @@ class CompiledProgram:
     def __call__(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The results, without a graph of their derivatives."""
         with torch.no_grad():
-            return self._function(*tensors)
+            return self._function(*tensors, *self.constants)
 
     def save(self, folder: Path) -> None:
         """Write it for another process on this machine."""
         self._function.save(path=str(folder / PROGRAM), format="binary")  # type: ignore[attr-defined]
+        torch.save(list(self.constants), folder / CONSTANTS)
         (folder / SIZES).write_text(self.sizes or "True", encoding="utf-8")
 
 
 def compiled_program(graph: GraphModule, stand_ins: Sequence[Tensor]) -> CompiledProgram:
     """Compile a graph that was traced with these tensors without data; their symbols stay sizes that vary."""
     mode = stand_ins[0].fake_mode  # type: ignore[attr-defined]
+    constants = _constants_as_inputs(graph)
+    inputs = [*stand_ins, *(mode.from_tensor(constant, static_shapes=True) for constant in constants)]
     with tracing(TracingContext(mode)), torch.no_grad():
-        function = torch._inductor.standalone_compile(graph, list(stand_ins), dynamic_shapes="from_tracing_context")
-    return CompiledProgram(cast(Function, function), mode.shape_env.produce_guards_expression(stand_ins))
+        function = torch._inductor.standalone_compile(graph, inputs, dynamic_shapes="from_tracing_context")
+    return CompiledProgram(cast(Function, function), mode.shape_env.produce_guards_expression(inputs), constants)
 
 
 def read_program(folder: Path) -> CompiledProgram:
     """The program that another process on this machine has written."""
     function = CompiledArtifact.load(path=str(folder / PROGRAM), format="binary")
-    return CompiledProgram(cast(Function, function), (folder / SIZES).read_text(encoding="utf-8"))
+    constants = torch.load(folder / CONSTANTS, weights_only=True)
+    return CompiledProgram(cast(Function, function), (folder / SIZES).read_text(encoding="utf-8"), constants)
+
+
+def _constants_as_inputs(graph: GraphModule) -> list[Tensor]:
+    """Tensors that tracing has found in no argument: from now on the last arguments, as a program in a file has none."""
+    places: dict[str, Node] = {}
+    last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            if node.target not in places:
+                with graph.graph.inserting_after(last):
+                    last = places[node.target] = graph.graph.placeholder(f"constant_{len(places)}")
+            node.replace_all_uses_with(places[node.target])
+            graph.graph.erase_node(node)
+    constants = [getattr(graph, name) for name in places]
+    for name in [name for name, _ in graph.named_buffers()]:  # also what no node uses would become an argument
+        delattr(graph, name)
+    graph.recompile()
+    return constants
