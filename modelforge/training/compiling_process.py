@@ -64,7 +64,7 @@ class CompilingProcess:
             text=True,
             start_new_session=True,
         )
-        weakref.finalize(self, _end, self._process, self._folder)
+        self._end = weakref.finalize(self, _end, self._process, self._folder)
 
     @property
     def is_running(self) -> bool:
@@ -72,11 +72,14 @@ class CompilingProcess:
         return self._process.poll() is None
 
     def wait(self) -> CompiledProgram | str:
-        """Wait for its end; what it has compiled, or why it has not."""
+        """Wait for its end, once; what it has compiled, or why it has not."""
         output, _ = self._process.communicate()
         lines = output.split("\n")
-        if SUCCESS in lines:
-            return read_program(self._folder)
+        try:
+            if SUCCESS in lines:
+                return read_program(self._folder)
+        finally:
+            self._end()
         said = next((line for line in reversed(lines) if line), "")
         return said or f"the compiling process ended early (exit code {self._process.returncode})"
 
@@ -89,6 +92,7 @@ def _end(process: "subprocess.Popen[str]", folder: Path) -> None:
 def main(folder: Path) -> None:
     """Compile once and say how it went."""
     os.nice(5)
+    parent = os.getppid()
     read: Job = torch.load(folder / JOB, map_location="cpu", weights_only=True)
     torch.set_num_threads(read["num_threads"])
     torch.set_float32_matmul_precision(read["matmul_precision"])
@@ -101,6 +105,9 @@ def main(folder: Path) -> None:
         program.save(folder)
     except Exception as error:  # noqa: BLE001 - whatever the compiler raises, the training process goes on and says why
         said = in_a_line(error)
+    if os.getppid() != parent:  # it was killed, so nobody else cleans up
+        shutil.rmtree(folder, ignore_errors=True)
+        return
     sys.stdout.write(f"\n{said}\n")
 
 
