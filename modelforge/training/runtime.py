@@ -55,7 +55,7 @@ class RuntimeSection(Section):
     deterministic: bool = False
     """Bits that repeat on a GPU too, or an error that names the operation; on the CPU that is always so."""
     compile: Literal["auto"] | bool = "auto"
-    """Fuse the training step with torch.compile; `auto` does so where it pays and works."""
+    """Compile the training step into one program; `auto` does so where it pays and works, `true` before the first step."""
     num_threads: Count | None = None
     """Threads of torch on the CPU; torch's own choice where not set. Another number gives other last bits."""
     log_interval: Annotated[Positive, Unit("s")] = 10.0
