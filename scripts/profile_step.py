@@ -39,8 +39,11 @@ from modelforge.experiment import Experiment, load
 GROUPS: dict[str, tuple[str, ...]] = {
     "optimizer and weight average": ("adam", "foreach", "lerp"),
     "fused kernels": ("cpp_fused", "triton"),
-    "matrix products": ("mm", "matmul", "linear", "dot"),
-    "sums over edges and triples": ("embedding_bag", "segment", "index_add", "scatter", "index_put", "sum_over"),
+    "matrix products": ("mm", "matmul", "linear", "dot", "grouped", "celu_networks"),
+    "products of tensors": ("coupled", "products_of_pairs"),
+    "sums over edges and triples": (
+        *("embedding_bag", "segment", "index_add", "scatter", "index_put", "sum_over", "edge_", "environment", "symmetry"),
+    ),
     "gathers": ("index", "gather", "embedding", "take", "repeat_interleave"),
     "copies and concatenations": ("copy", "clone", "cat", "stack", "fill", "zero", "contiguous", "pad", "empty"),
     "roots, exponentials, activations": (
