@@ -25,13 +25,13 @@ class CompiledProgram:
 
     def __init__(self, function: Function, sizes: str | None, constants: Sequence[Tensor] = ()) -> None:
         """`sizes`: a condition in the words of torch's `ShapeEnv`, None holds for all; `constants`: further arguments."""
-        self._function, self.sizes, self.constants = function, sizes, tuple(constants)
+        self._function, self.sizes, self.constants = function, sizes or "True", tuple(constants)
         self._environment = ShapeEnv()
-        self._condition = None if sizes is None else cast(str, compile(sizes, SIZES, "eval"))  # parsed once, not at each call
+        self._condition = cast(str, compile(self.sizes, SIZES, "eval"))  # parsed once, not at each call
 
     def holds_for(self, tensors: Sequence[Tensor]) -> bool:
         """Whether it was compiled for tensors of these sizes."""
-        return self._condition is None or self._environment.evaluate_guards_expression(self._condition, tensors)
+        return self._environment.evaluate_guards_expression(self._condition, tensors)
 
     def __call__(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The results, without a graph of their derivatives."""
@@ -42,7 +42,7 @@ class CompiledProgram:
         """Write it for another process on this machine."""
         self._function.save(path=str(folder / PROGRAM), format="binary")  # type: ignore[attr-defined]
         torch.save(list(self.constants), folder / CONSTANTS)
-        (folder / SIZES).write_text(self.sizes or "True", encoding="utf-8")
+        (folder / SIZES).write_text(self.sizes, encoding="utf-8")
 
 
 def compiled_program(graph: GraphModule, stand_ins: Sequence[Tensor]) -> CompiledProgram:

@@ -112,7 +112,6 @@ class ProcessLauncher(_SubprocessScriptLauncher):
 
     lifeline: Lifeline | None = None
     connections: Sequence[Connection] = ()  # of gloo
-    is_broken_off = False
 
     def launch(
         self,
@@ -154,7 +153,6 @@ class ProcessLauncher(_SubprocessScriptLauncher):
         """Let nobody wait for a process that has failed, this one or another."""
         if self.lifeline is None:  # the roll call has failed, alike for all
             return
-        self.is_broken_off = True
         news = self.lifeline.news() if isinstance(error, RuntimeError) else None  # what collectives raise
         if news is None:
             self.lifeline.report(f"{type(error).__name__}: {error}")
@@ -196,10 +194,9 @@ def kept_together(trainer: pl.Trainer) -> Iterator[None]:
             launcher.break_off(error)
         raise
     finally:
-        if isinstance(launcher, ProcessLauncher):
+        if isinstance(launcher, ProcessLauncher) and launcher.lifeline is not None:  # not broken off
             launcher.leave()
-            if not launcher.is_broken_off:
-                _end_threads_of_gloo()
+            _end_threads_of_gloo()
 
 
 def _end_threads_of_gloo() -> None:
