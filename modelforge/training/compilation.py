@@ -85,16 +85,9 @@ class StepCompiler:
         if self._helper is None and self._beside:
             self.tell("compiling the training step; the run waits for it")
             self._helper = CompilingProcess(self.model, self.loss, batch, scales)
-        compiled, helper, self._helper = None, self._helper, None
-        try:
-            program = helper.wait() if helper else program_of(self.model, self.loss, batch, scales)
-            if isinstance(program, str):
-                reason: str | None = program
-            else:
-                compiled = CompiledStep(self.model, self.loss, program)
-                reason = disagreement(compiled, batch, scales)
-        except Exception as error:  # noqa: BLE001 - whatever the compiler raises, eager steps go on and say why
-            reason = in_a_line(error)
+        helper, self._helper = self._helper, None
+        compiled = CompiledStep(self.model, self.loss)
+        reason = self._add_program(compiled, helper, batch, scales)
         if reason is None:
             self.compiled = compiled
             self.tell(f"compiled steps from here on (agree with eager; {time.perf_counter() - start:.0f} s)")
@@ -107,8 +100,15 @@ class StepCompiler:
             return
         graph = batch.graph
         self.tell(f"compiling again for batches as large as this one: {graph.num_atoms} atoms, {graph.num_edges} edges")
+        compiled.failure = self._add_program(compiled, None, batch, scales)
+
+    def _add_program(self, compiled: CompiledStep, helper: CompilingProcess | None, batch: Batch, scales: Tensor) -> str | None:
+        """The program of the other process, or one that is compiled here; the reason if it is not to be used."""
         try:
-            compiled.programs.append(program_of(self.model, self.loss, batch, scales))
-            compiled.failure = disagreement(compiled, batch, scales)
-        except Exception as error:  # noqa: BLE001 - as above
-            compiled.failure = in_a_line(error)
+            program = helper.wait() if helper else program_of(self.model, self.loss, batch, scales)
+            if isinstance(program, str):
+                return program
+            compiled.programs.append(program)
+            return disagreement(compiled, batch, scales)
+        except Exception as error:  # noqa: BLE001 - whatever the compiler raises, eager steps go on and say why
+            return in_a_line(error)

@@ -31,12 +31,12 @@ TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}  # compiled against eager
 class CompiledStep:
     """The same step as compiled programs; batches with a size of 0 or 1, which these cannot take, run eagerly."""
 
-    def __init__(self, model: EnergyModel, loss: LossSection, program: CompiledProgram) -> None:
+    def __init__(self, model: EnergyModel, loss: LossSection, *programs: CompiledProgram) -> None:
         self.eager = EagerStep(model, loss)
         self.model = model
         self.failure: str | None = None  # what a program said if it failed
         self.parameters = [weight for weight in model.parameters() if weight.requires_grad]
-        self.programs = [program]
+        self.programs = [*programs]
         self._states = list(_state_of(model).values())
 
     def program_for(self, batch: Batch, scales: Tensor) -> CompiledProgram | None:

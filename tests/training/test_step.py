@@ -139,9 +139,9 @@ def distorted(change: str) -> type:
     """An eager step in the place of a compiled one, with one of its results changed."""
 
     class Distorted:
-        def __init__(self, model: EnergyModel, loss: LossSection, program: CompiledProgram) -> None:
+        def __init__(self, model: EnergyModel, loss: LossSection, *programs: CompiledProgram) -> None:
             self.eager, self.parameters, self.failure = EagerStep(model, loss), list(model.parameters()), None
-            self.programs = [program]
+            self.programs = [*programs]
 
         def program_for(self, batch: Batch, scales: Tensor) -> CompiledProgram:
             return self.programs[0]
@@ -169,7 +169,8 @@ def test_a_compiled_step_that_agrees_is_taken(monkeypatch):
 
 
 def test_a_compiler_that_raises_leaves_eager_steps_and_the_reason(monkeypatch):
-    compiler, messages = compiler_with(monkeypatch, fails)
+    compiler, messages = compiler_with(monkeypatch, distorted("nothing"))
+    monkeypatch.setattr(NothingToCompile, "wait", fails)
     for number in range(3):
         assert compiler.step(number, batch(2, torch.float64), weights(torch.float64)) is compiler.eager
     assert messages[1:] == ["not compiled, eager steps go on: RuntimeError: no compiler here"]
