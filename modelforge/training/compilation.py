@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from modelforge.atoms.graph import Batch
@@ -17,8 +18,8 @@ from modelforge.training.loss import LossSection
 from modelforge.training.step import CompiledStep, disagreement, fits_compilation, in_a_line, program_of
 
 CompileMode = Literal["auto"] | bool
-EAGER_STEPS = 500  # with "auto" the steps that run eagerly while another process compiles
-WORTH_STEPS = 15_000  # with "auto" the length of a run from which compiling pays: a minute for some milliseconds a step
+EAGER_STEPS = 1000  # with "auto" the steps that run eagerly while another process compiles, which takes most of a minute
+WORTH_STEPS = 10_000  # with "auto" the length of a run from which compiling pays: a minute for some milliseconds a step
 MOST_PROGRAMS = 4  # of one run, each for other sizes of batches; the rest runs eagerly
 Tell = Callable[[str], None]
 
@@ -47,6 +48,7 @@ class StepCompiler:
         self._pending = wanted and refusal is None
         self._beside = beside
         self._helper: CompilingProcess | None = None
+        self._num_threads: int | None = None  # of this process, less one while another process compiles
 
     def step(self, number: int, batch: Batch, scales: Tensor) -> EagerStep | CompiledStep:
         """The function for the step of this number, counted from 0."""
@@ -64,6 +66,7 @@ class StepCompiler:
             elif self._helper is None and self._beside:
                 self.tell(f"compiling beside the training; compiled steps from step {self.switch_step} on")
                 self._helper = CompilingProcess(self.model, self.loss, batch, scales)
+                self._leave_a_core_to_it(scales.device)
         return self.compiled or self.eager
 
     @property
@@ -80,8 +83,16 @@ class StepCompiler:
         """Whether the step of this number has to wait for the other process, which is not ready yet."""
         return self._pending and number >= self.switch_step and self.is_compiling
 
+    def _leave_a_core_to_it(self, device: torch.device) -> None:
+        """The threads of a step wait for each other at each kernel: one without a core of its own slows all down 30 times."""
+        if device.type == "cpu":
+            self._num_threads = torch.get_num_threads()
+            torch.set_num_threads(max(1, self._num_threads - 1))
+
     def _compile(self, batch: Batch, scales: Tensor) -> None:
         self._pending, start = False, time.perf_counter()
+        if self._num_threads:
+            torch.set_num_threads(self._num_threads)
         if self._helper is None and self._beside:
             self.tell("compiling the training step; the run waits for it")
             self._helper = CompilingProcess(self.model, self.loss, batch, scales)

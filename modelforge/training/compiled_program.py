@@ -5,17 +5,28 @@ program is made once, by whichever process, and another reads it.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 from torch._guards import TracingContext, tracing
+from torch._inductor import config as inductor
 from torch._inductor.standalone_compile import CompiledArtifact
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 PROGRAM, CONSTANTS, SIZES = "program.bin", "constants.pt", "sizes.txt"
+
+# On CPUs all kernels go into one C++ file and the calls of them into another, instead of a file and a compiler for each kernel:
+# most of a compiler's second goes into torch's headers. The calls need no optimization, and two files no precompiled header.
+ON_CPU: dict[str, object] = {
+    "cpp_wrapper": True,
+    "cpp_wrapper_build_separate": True,
+    "aot_inductor.compile_wrapper_opt_level": "O0",
+    "cpp_cache_precompile_headers": False,
+}
 
 Function = Callable[..., Sequence[Tensor]]
 
@@ -50,16 +61,23 @@ def compiled_program(graph: GraphModule, stand_ins: Sequence[Tensor]) -> Compile
     mode = stand_ins[0].fake_mode  # type: ignore[attr-defined]
     constants = _constants_as_inputs(graph)
     inputs = [*stand_ins, *(mode.from_tensor(constant, static_shapes=True) for constant in constants)]
-    with tracing(TracingContext(mode)), torch.no_grad():
+    for place, tensor in zip(graph.graph.find_nodes(op="placeholder"), inputs, strict=True):
+        place.meta["val"] = tensor
+    with _settings_for(stand_ins[0].device), tracing(TracingContext(mode)), torch.no_grad():
         function = torch._inductor.standalone_compile(graph, inputs, dynamic_shapes="from_tracing_context")
     return CompiledProgram(cast(Function, function), mode.shape_env.produce_guards_expression(inputs), constants)
 
 
-def read_program(folder: Path) -> CompiledProgram:
-    """The program that another process on this machine has written."""
-    function = CompiledArtifact.load(path=str(folder / PROGRAM), format="binary")
+def read_program(folder: Path, device: torch.device) -> CompiledProgram:
+    """The program that another process on this machine has written, for tensors on this device."""
+    with _settings_for(device):  # from which the names of compiled files derive
+        function = CompiledArtifact.load(path=str(folder / PROGRAM), format="binary")
     constants = torch.load(folder / CONSTANTS, weights_only=True)
     return CompiledProgram(cast(Function, function), (folder / SIZES).read_text(encoding="utf-8"), constants)
+
+
+def _settings_for(device: torch.device) -> AbstractContextManager[None]:
+    return inductor.patch(ON_CPU) if device.type == "cpu" else nullcontext()
 
 
 def _constants_as_inputs(graph: GraphModule) -> list[Tensor]:

@@ -12,11 +12,13 @@ import tempfile
 import weakref
 from dataclasses import fields
 from pathlib import Path
+from threading import Thread
 from typing import TypedDict
 
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
+from torch._inductor.cpu_vec_isa import pick_vec_isa
 
 from modelforge.atoms.graph import AtomicGraph, Batch, Labels, tensors_of
 from modelforge.potentials import PotentialSection
@@ -53,7 +55,7 @@ class CompilingProcess:
     """Starts at once; ends with the process that started it, if not before. A Ctrl-C does not reach it."""
 
     def __init__(self, model: EnergyModel, loss: LossSection, batch: Batch, scales: Tensor) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="modelforge-"))
+        self._folder, self._device = Path(tempfile.mkdtemp(prefix="modelforge-")), scales.device
         torch.save(_job_of(model, loss, batch, scales), self._folder / JOB)
         command = [sys.executable, "-m", "modelforge.training.compiling_process", str(self._folder)]
         self._process = subprocess.Popen(
@@ -77,7 +79,7 @@ class CompilingProcess:
         lines = output.split("\n")
         try:
             if SUCCESS in lines:
-                return read_program(self._folder)
+                return read_program(self._folder, self._device)
         finally:
             self._end()
         said = next((line for line in reversed(lines) if line), "")
@@ -98,6 +100,8 @@ def main(folder: Path) -> None:
     torch.set_float32_matmul_precision(read["matmul_precision"])
     torch.use_deterministic_algorithms(read["deterministic"])
     place, loss = torch.device(read["device"]), LossSection.model_validate_json(read["loss"])
+    # Inductor compiles small programs to see what the processor can do. It remembers the answer, so it may do so meanwhile.
+    Thread(target=pick_vec_isa, daemon=True).start()
     try:
         model, batch, scales = _model_of(read).to(place), _batch_of(read).to(place), read["scales"].to(place)
         program = program_of(model, loss, batch, scales)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.cpp_builder import CppBuilder
+from torch._inductor.utils import clear_caches
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -14,6 +16,7 @@ from modelforge.training.compiled_program import CompiledProgram, compiled_progr
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # what Inductor imports
 
+CPU = torch.device("cpu")
 WEIGHTS, UNUSED = torch.tensor([1.0, 2.0, 3.0]), torch.ones(2)
 
 
@@ -51,9 +54,16 @@ def test_a_program_knows_its_constants_and_holds_for_other_sizes(program: Compil
     assert not program.holds_for([rows_of(1)])
 
 
-def test_a_program_that_is_read_is_the_same(program: CompiledProgram, tmp_path: Path) -> None:
+def test_a_program_that_is_read_is_the_same(program: CompiledProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in another process, which has nothing of it in memory: what is compiled already is found by its name."""
+
+    def built(builder: CppBuilder) -> None:
+        raise AssertionError(f"compiled again: {builder.get_target_file_path()}")
+
     program.save(tmp_path)
-    again = read_program(tmp_path)
+    clear_caches()
+    monkeypatch.setattr(CppBuilder, "build", built)
+    again = read_program(tmp_path, CPU)
     assert again.sizes == program.sizes
     assert not again.holds_for([rows_of(1)])
     assert agrees(again, rows_of(11))

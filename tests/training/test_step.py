@@ -214,6 +214,16 @@ def test_a_long_run_switches_at_a_fixed_step(monkeypatch):
     assert compiler.step(EAGER_STEPS, batch(2, torch.float64), weights(torch.float64)) is compiler.compiled
 
 
+def test_steps_beside_the_compiler_leave_a_core_to_it(monkeypatch):
+    compiler, _ = compiler_with(monkeypatch, distorted("nothing"), mode="auto", total_steps=WORTH_STEPS)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    for number in (0, 1, EAGER_STEPS, EAGER_STEPS + 1):
+        compiler.step(number, batch(2, torch.float64), weights(torch.float64))
+    assert chosen == [3, 4]
+
+
 def test_a_compiler_that_fails_at_a_later_size_leaves_eager_steps_and_the_reason(monkeypatch):
     compiler, messages = compiler_with(monkeypatch, distorted("nothing"))
     sample = batch(2, torch.float64)
