@@ -100,8 +100,8 @@ def main(folder: Path) -> None:
     torch.set_float32_matmul_precision(read["matmul_precision"])
     torch.use_deterministic_algorithms(read["deterministic"])
     place, loss = torch.device(read["device"]), LossSection.model_validate_json(read["loss"])
-    # Inductor compiles small programs to see what the processor can do. It remembers the answer, so it may do so meanwhile.
-    Thread(target=pick_vec_isa, daemon=True).start()
+    if place.type == "cpu":  # Inductor compiles small programs to see what it can do, and remembers: this may go on meanwhile
+        Thread(target=pick_vec_isa, daemon=True).start()
     try:
         model, batch, scales = _model_of(read).to(place), _batch_of(read).to(place), read["scales"].to(place)
         program = program_of(model, loss, batch, scales)
