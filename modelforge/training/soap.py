@@ -6,13 +6,15 @@ W <- W - lr U Adam(U^T G V) V^T. Tensors of more axes have such a basis for each
 many, have none, and with no basis at all it is Adam. The bases follow L and R by one power iteration every few steps, from the
 axes of the weight on: they are near the eigenvectors after some dozens of steps, which are those of the warm-up.
 
-Weights of equal shape are stacked and worked on together: a few batched operations in the place of many small ones.
+The weights of a potential are small and many: calls would take longer than the arithmetic. So the values of all weights lie one
+after the other, and Adam is a few operations on all of them; weights of equal shape are turned together, through buffers whose
+views are made once; bases of equal size lie together as well, and follow together.
 
-K weights in a stack, of shape `shape`; n entries along an axis.
+V values of all weights; K weights of one shape, n entries along an axis, r along its other axes; M bases of one size.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +23,6 @@ from torch.optim import Optimizer
 
 from modelforge.training.precision import matmul_precision
 
-Stack = list[Tensor]
 # Along axes that no gradient ever has, as a few elements leave many, there is rounding alone, which Adam would enlarge to full
 # steps: divisors are at least this part of their root mean square (float32 rounds to 1e-7 of the largest ones).
 FLOOR = 1e-4
@@ -49,6 +50,12 @@ class SOAP(Optimizer):
         """
         options = {"lr": lr, "betas": betas, "epsilon": epsilon, "basis_decay": basis_decay}
         super().__init__(groups, {**options, "basis_interval": basis_interval, "largest_axis": largest_axis})
+        self._groups: dict[int, _Group] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also what a loaded state goes through: the next step takes its values over."""
+        super().__setstate__(state)
+        self._groups = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -58,108 +65,232 @@ class SOAP(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with matmul_precision("highest"):  # the rounding of a faster one would be far above FLOOR and RESOLUTION
-            for group in self.param_groups:
-                for stack in _stacks(group["params"]):
-                    if any(weight.grad is not None for weight in stack):
-                        self._step_of(stack, group)
+            for number, options in enumerate(self.param_groups):
+                if any(weight.grad is not None for weight in options["params"]):
+                    if number not in self._groups:
+                        self._groups[number] = _Group(options, self.state)
+                    self._groups[number].step(options)
         return loss
 
-    def _step_of(self, stack: Stack, group: dict[str, Any]) -> None:
-        gradient = torch.stack([torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in stack])
-        axes = [axis for axis in range(1, gradient.ndim) if 1 < gradient.shape[axis] <= group["largest_axis"]]
-        axes = axes if gradient.ndim > 2 else []
-        state = self.state[stack[0]]  # of the whole stack: torch keeps, saves and loads it by its first weight
-        if not state:
-            state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
-            state.update({f"covariance_{axis}": _covariance(gradient, axis) for axis in axes})
-            state.update({f"basis_{axis}": _first_basis(state[f"covariance_{axis}"]) for axis in axes})
-        state["step"] += 1
-        change = _change(state, gradient, axes, betas=group["betas"], epsilon=group["epsilon"])
-        pairs = [pair for pair in zip(stack, change.unbind(), strict=True) if pair[0].grad is not None]
+
+class _Group:
+    """The weights of a parameter group: what is known of each value, one after the other, and stacks that have views of it."""
+
+    def __init__(self, options: Mapping[str, Any], state: Mapping[Tensor, dict[str, Any]]) -> None:
+        """`state`: of the optimizer, held by the first weight of each stack; what it has already is taken over."""
+        largest = options["largest_axis"]
+        stacks = sorted(_stacks(options["params"]), key=lambda stack: not _axes_with_basis(stack[0], largest))
+        sizes = [len(stack) * stack[0].numel() for stack in stacks]
+        like = stacks[0][0].detach()
+        self.mean, self.square, self.gradient, self.turned = (like.new_zeros(sum(sizes)) for _ in range(4))  # (V,) each
+        scratch = (like.new_empty(max(sizes)), like.new_empty(max(sizes)))
+        self.states = [state[stack[0]] for stack in stacks]
+        self.num_steps = max(known.get("step", 0) for known in self.states)
+        self.weights = [weight for stack in stacks for weight in stack]
+        self.places: list[Tensor] = []  # of each weight's gradient, and then of its change
+        self.stacks: list[_Stack] = []  # those that have bases, and the first values
+        self.bases: dict[int, list[_Basis]] = {}  # by size
+        end = 0
+        for stack, known, size in zip(stacks, self.states, sizes, strict=True):
+            part = slice(end, end := end + size)
+            shape = (len(stack), *stack[0].shape)
+            views = [buffer[part].view(shape) for buffer in (self.mean, self.square, self.gradient, self.turned)]
+            _take_over(known, {"mean": views[0], "square": views[1]})
+            self.places += views[2].unbind()
+            if axes := _axes_with_basis(stack[0], largest):
+                bases = {axis: _Basis(shape[0], shape[axis], like) for axis in axes}
+                for axis, basis in bases.items():
+                    _take_over(known, {f"covariance_{axis}": basis.covariance, f"basis_{axis}": basis.columns})
+                    self.bases.setdefault(basis.size, []).append(basis)
+                self.stacks.append(_Stack(bases, *views, scratch=scratch))
+        self.num_turned = sum(stack.mean.numel() for stack in self.stacks)
+
+    def step(self, options: Mapping[str, Any]) -> None:
+        """A step of all weights that have a gradient."""
+        (beta, beta_of_square), basis_decay = options["betas"], options["basis_decay"]
+        self._read_gradients()
+        if self.num_steps == 0:  # bases of the first gradient
+            for stack in self.stacks:
+                stack.turn_gradient(basis_decay=0.0)
+            self._let_bases_follow()
+        self.num_steps += 1
+        for stack in self.stacks:
+            stack.turn_gradient(basis_decay)
+        self.turned[self.num_turned :] = self.gradient[self.num_turned :]
+        self.mean.lerp_(self.turned, 1.0 - beta)
+        self.square.mul_(beta_of_square).addcmul_(self.turned, self.turned, value=1.0 - beta_of_square)
+        of_mean, of_square = 1.0 - beta**self.num_steps, 1.0 - beta_of_square**self.num_steps  # both began with 0
+        divisor = torch.sqrt(self.square, out=self.gradient).div_(math.sqrt(of_square)).add_(options["epsilon"])
+        for stack in self.stacks:
+            stack.raise_divisor()
+        torch.div(self.mean, divisor, out=self.turned)
+        for stack in self.stacks:
+            stack.turn_back()
+        self.gradient[self.num_turned :] = self.turned[self.num_turned :]
+        self._change_weights(options["lr"] / of_mean, shrink=options["lr"] * options["weight_decay"])
+        if self.num_steps % options["basis_interval"] == 0:
+            self._let_bases_follow()
+        for known in self.states:
+            known["step"] = self.num_steps
+
+    def _read_gradients(self) -> None:
+        """Gradients of all weights into their places."""
+        if any(weight.grad is None for weight in self.weights):
+            self.gradient.zero_()
+        pairs = [
+            (place, weight.grad) for place, weight in zip(self.places, self.weights, strict=True) if weight.grad is not None
+        ]
+        torch._foreach_copy_([place for place, _ in pairs], [gradient for _, gradient in pairs])
+
+    def _change_weights(self, rate: float, *, shrink: float) -> None:
+        """Add the changes, which are in the gradients' places, to the weights that have a gradient."""
+        pairs = [pair for pair in zip(self.weights, self.places, strict=True) if pair[0].grad is not None]
         weights, changes = [weight for weight, _ in pairs], [change for _, change in pairs]
-        if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, changes, alpha=-group["lr"])
-        for axis in axes:
-            state[f"covariance_{axis}"].lerp_(_covariance(gradient, axis), 1.0 - group["basis_decay"])
-        if axes and state["step"] % group["basis_interval"] == 0:
-            _turn_bases(state, axes)
+        if shrink:
+            torch._foreach_mul_(weights, 1.0 - shrink)
+        torch._foreach_add_(weights, changes, alpha=-rate)
+
+    def _let_bases_follow(self) -> None:
+        """Bring the bases up to date by a power iteration, and the running means into the new ones."""
+        for bases in self.bases.values():
+            _follow(bases)
+        for stack in self.stacks:
+            stack.turn_means()
+        self.mean[: self.num_turned] = self.turned[: self.num_turned]
 
 
-def _change(
-    state: dict[str, Any], gradient: Tensor, axes: Sequence[int], *, betas: tuple[float, float], epsilon: float
-) -> Tensor:
-    """Adam's step at a rate of -1 in the bases, turned back, (K, *shape); brings the running means up to date."""
-    bases, (beta, beta_of_square) = {axis: state[f"basis_{axis}"] for axis in axes}, betas
-    turned = _turned(gradient, bases)
-    state["mean"].lerp_(turned, 1.0 - beta)
-    state["square"].mul_(beta_of_square).addcmul_(turned, turned, value=1.0 - beta_of_square)
-    of_mean, of_square = 1.0 - beta ** state["step"], math.sqrt(1.0 - beta_of_square ** state["step"])  # both began with 0
-    divisor = (state["square"].sqrt() / of_square).add_(epsilon)
-    if axes:
-        divisor += FLOOR * divisor.square().mean(dim=tuple(range(1, divisor.ndim)), keepdim=True).sqrt()
-    return _turned(state["mean"] / divisor.mul_(of_mean), bases, back=True)
+class _Basis:
+    """The bases of an axis of the weights of a stack."""
+
+    def __init__(self, num: int, size: int, like: Tensor) -> None:
+        """At first the axes of the weights."""
+        self.size = size
+        self.covariance = like.new_zeros(num, size, size)  # (K, n, n) running mean of L or R
+        self.columns = torch.eye(size, dtype=like.dtype, device=like.device).repeat(num, 1, 1)  # (K, n, n) eigenvectors
+        self.rows = self.columns.mT
+        self.turn = torch.empty_like(self.columns)  # (K, n, n) into this basis from the one before
+        self.order = torch.empty_like(self.columns, dtype=torch.long)[:, 0]  # (K, n) which of its columns each is next to
 
 
-def _stacks(weights: Sequence[Tensor]) -> Iterator[Stack]:
-    """Weights of equal shape and type together."""
-    stacks: dict[tuple[Any, ...], Stack] = {}
+class _Stack:
+    """Weights of equal shape, whose values are turned by products with the bases of their axes.
+
+    A product takes the first axis to the last place, so that after all axes each is where it was. An axis without basis is
+    only moved.
+    """
+
+    def __init__(
+        self,
+        bases: Mapping[int, _Basis],
+        mean: Tensor,
+        square: Tensor,
+        gradient: Tensor,
+        turned: Tensor,
+        *,
+        scratch: tuple[Tensor, Tensor],
+    ) -> None:
+        """`bases` by axis; `mean`, `square`, `gradient`, `turned`: (K, *shape), `scratch`: for values between two products."""
+        self.mean, self.square, self.of_bases = mean, square, bases
+        self.divisor = gradient.flatten(1)  # (K, values of a weight)
+        axes = [axis for axis in range(1, mean.ndim) if mean.shape[axis] > 1]
+        self.bases = [bases.get(axis) for axis in axes]
+        sizes = [mean.shape[axis] for axis in axes]
+        self.there, self.back, self.over = (
+            _way(sizes, source, target, scratch) for source, target in ((gradient, turned), (turned, gradient), (mean, turned))
+        )
+
+    def turn_gradient(self, basis_decay: float) -> None:
+        """The gradient into the bases, and its products into their running means.
+
+        Products along an axis are the same before and after other axes are turned.
+        """
+        for (lines, place), basis in zip(self.there, self.bases, strict=True):
+            if basis is None:
+                place.copy_(lines)
+            else:
+                basis.covariance.baddbmm_(lines.mT, lines, beta=basis_decay, alpha=1.0 - basis_decay)
+                torch.bmm(lines, basis.columns, out=place)
+
+    def turn_back(self) -> None:
+        """What is turned along the axes of the weights again, in the place of the gradient."""
+        for (lines, place), basis in zip(self.back, self.bases, strict=True):
+            if basis is None:
+                place.copy_(lines)
+            else:
+                torch.bmm(lines, basis.rows, out=place)
+
+    def raise_divisor(self) -> None:
+        """No divisor, in the place of the gradient, is far below those of its weight."""
+        norms = torch.linalg.vector_norm(self.divisor, dim=1, keepdim=True)
+        self.divisor.add_(norms, alpha=FLOOR / math.sqrt(self.divisor.shape[1]))
+
+    def turn_means(self) -> None:
+        """The mean gradient from the bases before into those of now, in the place of the turned one; its square in order."""
+        for (lines, place), basis in zip(self.over, self.bases, strict=True):
+            if basis is None:
+                place.copy_(lines)
+            else:
+                torch.bmm(lines, basis.turn, out=place)
+        square = self.square
+        for axis, basis in self.of_bases.items():
+            places = basis.order.reshape([-1, *[basis.size if other == axis else 1 for other in range(1, square.ndim)]])
+            square = square.gather(axis, places.expand_as(square))
+        self.square.copy_(square)
+
+
+def _stacks(weights: Sequence[Tensor]) -> Iterable[list[Tensor]]:
+    """Weights of equal shape together."""
+    stacks: dict[torch.Size, list[Tensor]] = {}
     for weight in weights:
-        stacks.setdefault((weight.shape, weight.dtype, weight.device), []).append(weight)
-    yield from stacks.values()
+        stacks.setdefault(weight.shape, []).append(weight)
+    return stacks.values()
 
 
-def _turn_bases(state: dict[str, Any], axes: Sequence[int]) -> None:
-    """Bring the bases up to date by a power iteration, and the running means into the new ones."""
-    mean = _turned(state["mean"], {axis: state[f"basis_{axis}"] for axis in axes}, back=True)
-    for axis in axes:
-        basis, order = _power_iteration(state[f"covariance_{axis}"], state[f"basis_{axis}"])
-        state[f"basis_{axis}"], square = basis, state["square"]
-        places = order.reshape([-1, *[order.shape[1] if other == axis else 1 for other in range(1, square.ndim)]])
-        state["square"] = square.gather(axis, places.expand_as(square))
-    state["mean"] = _turned(mean, {axis: state[f"basis_{axis}"] for axis in axes})
+def _axes_with_basis(weight: Tensor, largest: int) -> list[int]:
+    """Axes, from 1, that have more than one entry and not too many; vectors have none."""
+    return [axis for axis, size in enumerate(weight.shape, start=1) if 1 < size <= largest] if weight.ndim > 1 else []
+
+
+def _take_over(known: dict[str, Any], places: Mapping[str, Tensor]) -> None:
+    """From now on a state has these tensors, with the values that it had before, if any."""
+    for name, place in places.items():
+        if name in known:
+            place.copy_(known[name])
+        known[name] = place
+
+
+def _way(sizes: Sequence[int], source: Tensor, target: Tensor, scratch: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """For each axis the lines along it and the place of their products, both (K, r, n): from source over scratch to target."""
+    between = [scratch[number % 2][: source.numel()] for number in range(len(sizes) - 1)]
+    values, num = [source, *between, target], len(source)
+    return [
+        (before.view(num, size, -1).mT, after.view(num, -1, size))
+        for size, before, after in zip(sizes, values[:-1], values[1:], strict=True)
+    ]
+
+
+def _follow(bases: Sequence[_Basis]) -> None:
+    """A power iteration of bases of one size."""
+    before = torch.cat([basis.columns for basis in bases])
+    columns, order = _power_iteration(torch.cat([basis.covariance for basis in bases]), before)
+    turns, end = before.mT @ columns, 0
+    for basis in bases:
+        part = slice(end, end := end + len(basis.columns))
+        basis.columns.copy_(columns[part])
+        basis.turn.copy_(turns[part])
+        basis.order.copy_(order[part])
 
 
 def _power_iteration(covariance: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """A basis (K, n, n) nearer to the eigenvectors, and which column of the old one each is next to, (K, n).
+    """A basis (M, n, n) nearer to the eigenvectors, and which column of the old one each is next to, (M, n).
 
     Directions without any gradient stay as they are, but for what makes them orthogonal to the others: they would turn with
     the rounding, and runs that agree to rounding would become different runs.
     """
     trace = covariance.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None]
-    least = RESOLUTION * trace  # (K, 1)
+    least = RESOLUTION * trace  # (M, 1)
     products = covariance @ basis
     eigenvalues = (basis * products).sum(dim=1).maximum(least)
-    order = eigenvalues.argsort(dim=1, descending=True, stable=True)  # (K, n)
+    order = eigenvalues.argsort(dim=1, descending=True, stable=True)  # (M, n)
     columns = (products + least[:, :, None] * basis).gather(2, order[:, None, :].expand_as(basis))
-    return torch.linalg.qr(columns).Q.contiguous(), order
-
-
-def _first_basis(covariance: Tensor) -> Tensor:
-    """One power iteration from the axes of the weight, (K, n, n)."""
-    axes = torch.eye(covariance.shape[1], dtype=covariance.dtype, device=covariance.device).expand_as(covariance)
-    return _power_iteration(covariance, axes)[0]
-
-
-def _covariance(gradient: Tensor, axis: int) -> Tensor:
-    """Sum of g g^T over all lines g along an axis, (K, n, n)."""
-    lines = _by_axis(gradient, axis)
-    return lines.mT @ lines if lines.ndim == 3 else (lines @ lines.mT).sum(dim=1)
-
-
-def _turned(values: Tensor, bases: dict[int, Tensor], *, back: bool = False) -> Tensor:
-    """Values (K, *shape) in the bases (K, n, n) of some of their axes, or back from there."""
-    for axis, basis in bases.items():
-        lines = _by_axis(values, axis)
-        columns = basis.mT if back else basis
-        turned = lines @ columns if lines.ndim == 3 else columns.mT[:, None] @ lines
-        values = turned.reshape(values.shape)
-    return values
-
-
-def _by_axis(values: Tensor, axis: int) -> Tensor:
-    """(K, before, n) for the last axis, else (K, before, n, behind)."""
-    num, size = values.shape[0], values.shape[axis]
-    if axis == values.ndim - 1:
-        return values.reshape(num, -1, size)
-    return values.reshape(num, math.prod(values.shape[1:axis]), size, -1)
+    return torch.linalg.qr(columns).Q, order

@@ -57,8 +57,8 @@ def power_iteration(covariance: np.ndarray, basis: np.ndarray) -> tuple[np.ndarr
 class OneWeight:
     """Algorithm 3 of the paper with a floor for divisors, for a tensor of any number of axes, one axis after the other."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.axes = [axis for axis, size in enumerate(shape) if size > 1] if len(shape) > 1 else []
+    def __init__(self, shape: tuple[int, ...], largest: int) -> None:
+        self.axes = [axis for axis, size in enumerate(shape) if 1 < size <= largest] if len(shape) > 1 else []
         self.mean, self.square, self.count = np.zeros(shape), np.zeros(shape), 0
         self.covariance: dict[int, np.ndarray] = {}
         self.basis: dict[int, np.ndarray] = {}
@@ -94,11 +94,13 @@ class OneWeight:
         return change
 
 
-def test_soap_is_its_published_formula():
+@pytest.mark.parametrize("largest", [4, 3, 2])
+def test_soap_is_its_published_formula(largest: int):
+    """Also where some axes of a weight are too long for a basis, the first, the last or all."""
     model = Weights()
     expected = [weight.detach().clone().numpy() for weight in model.parameters()]
-    loops = [OneWeight(weight.shape) for weight in model.parameters()]
-    optimizer = build_optimizer(SECTION, model)
+    loops = [OneWeight(weight.shape, largest) for weight in model.parameters()]
+    optimizer = build_optimizer(SECTION.model_copy(update={"largest_axis": largest}), model)
     for step in range(10):  # three power iterations
         gradients = set_gradients(model, step)
         optimizer.step()
