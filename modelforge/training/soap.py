@@ -205,19 +205,14 @@ class _Stack:
         Products along an axis are the same before and after other axes are turned.
         """
         for (lines, place), basis in zip(self.there, self.bases, strict=True):
-            if basis is None:
-                place.copy_(lines)
-            else:
+            if basis is not None:
                 basis.covariance.baddbmm_(lines.mT, lines, beta=basis_decay, alpha=1.0 - basis_decay)
-                torch.bmm(lines, basis.columns, out=place)
+            _multiply(lines, None if basis is None else basis.columns, place)
 
     def turn_back(self) -> None:
         """What is turned along the axes of the weights again, in the place of the gradient."""
         for (lines, place), basis in zip(self.back, self.bases, strict=True):
-            if basis is None:
-                place.copy_(lines)
-            else:
-                torch.bmm(lines, basis.rows, out=place)
+            _multiply(lines, None if basis is None else basis.rows, place)
 
     def raise_divisor(self) -> None:
         """No divisor, in the place of the gradient, is far below those of its weight."""
@@ -227,10 +222,7 @@ class _Stack:
     def turn_means(self) -> None:
         """The mean gradient from the bases before into those of now, in the place of the turned one; its square in order."""
         for (lines, place), basis in zip(self.over, self.bases, strict=True):
-            if basis is None:
-                place.copy_(lines)
-            else:
-                torch.bmm(lines, basis.turn, out=place)
+            _multiply(lines, None if basis is None else basis.turn, place)
         square = self.square
         for axis, basis in self.of_bases.items():
             places = basis.order.reshape([-1, *[basis.size if other == axis else 1 for other in range(1, square.ndim)]])
@@ -267,6 +259,14 @@ def _way(sizes: Sequence[int], source: Tensor, target: Tensor, scratch: tuple[Te
         (before.view(num, size, -1).mT, after.view(num, -1, size))
         for size, before, after in zip(sizes, values[:-1], values[1:], strict=True)
     ]
+
+
+def _multiply(lines: Tensor, matrices: Tensor | None, place: Tensor) -> None:
+    """Lines (K, r, n) times matrices (K, n, n), into their place; without matrices they are only moved there."""
+    if matrices is None:
+        place.copy_(lines)
+    else:
+        torch.bmm(lines, matrices, out=place)
 
 
 def _follow(bases: Sequence[_Basis]) -> None:
