@@ -1,5 +1,6 @@
 /* The sums of edge_products.py over the edges of one atom after another, with nothing of the size of edges times components in
-   memory. Sums run in the order of the edges, whatever the number of threads.
+   memory. Sums run in the order of the edges, whatever the number of threads. An atom's edges are gone through for each path, so
+   that the sums of its results stay in registers: what is read for them again is in the nearest cache.
 
    REAL is float or double; a row has LANES * VECTORS channels, which are summed LANES at a time. N atoms, E edges, Q pairs.
    Weights are those of pairs (Q, paths, channels), numbers those of edges (E, entries). A layout is a list of numbers: blocks;
@@ -9,6 +10,16 @@
 #include "rows.h"
 
 #define PARTS for (int v = 0; v < VECTORS; v++)
+#define INLINE static inline __attribute__((always_inline))
+
+/* Vectors whose sums are in registers at a time. */
+#if defined(__AVX512F__) && VECTORS % 2 == 0
+#define AT_ONCE 2
+#else
+#define AT_ONCE 1
+#endif
+#define EACH _Pragma("GCC unroll 2") for (int u = 0; u < AT_ONCE; u++)
+#define SOME for (int v = 0; v < VECTORS; v += AT_ONCE)
 
 typedef struct {
     const whole *layout, *first_edge, *senders, *reverse_edge, *pair_of_edge, *first_of_pair, *second_of_pair;
@@ -24,111 +35,117 @@ static inline whole place_of(const edges *g, const whole *numbers, whole atom) {
     return g->num_atoms * numbers[0] + numbers[1] * atom + numbers[2];
 }
 
-static inline const whole *next_path(const whole *path) { return path + 1 + 3 * *path; }
+typedef struct {
+    whole width;     /* components of the results */
+    whole dimension; /* and of the features */
+    whole feature;   /* the first of these */
+    whole entry;     /* the first number of an edge */
+    whole step;      /* from there to that of the next component of the features */
+    const whole *places;
+} path;
 
-static inline whole num_results_of(const whole *path, whole num_paths) {
-    whole number = 0;
-    for (; num_paths; num_paths--, path = next_path(path)) number += *path;
-    return number;
+static path *paths_of(const edges *g) {
+    path *paths = malloc(g->num_paths * sizeof(path)), *p = paths;
+    const whole *layout = g->layout;
+    whole feature = 0, first_entry = 0;
+    for (whole num_blocks = *layout++; num_blocks; num_blocks--) {
+        const whole dimension = *layout++;
+        path *const first = p;
+        whole entry = first_entry;
+        for (whole num_paths = *layout++; num_paths; num_paths--, entry += *layout, layout += 1 + 3 * *layout)
+            *p++ = (path){.width = *layout, .dimension = dimension, .feature = feature, .entry = entry, .places = layout + 1};
+        for (path *q = first; q < p; q++) q->step = entry - first_entry;
+        feature += dimension, first_entry += dimension * (entry - first_entry);
+    }
+    return paths;
 }
 
-static void push_to(const edges *g, whole i, whole num_parts, const row *const *weights, const row *const *features,
-                    const real *numbers, row *results, row *sums) {
-    memset(sums, 0, g->num_results * sizeof(row));
+/* The widths of l up to 4 are constants within a function: its sums stay in registers. */
+#define OF_WIDTH(w, function, ...)                                                                                             \
+    switch (w) {                                                                                                               \
+    case 1: function(1, __VA_ARGS__); break;                                                                                   \
+    case 3: function(3, __VA_ARGS__); break;                                                                                   \
+    case 5: function(5, __VA_ARGS__); break;                                                                                   \
+    case 7: function(7, __VA_ARGS__); break;                                                                                   \
+    case 9: function(9, __VA_ARGS__); break;                                                                                   \
+    default: function(w, __VA_ARGS__);                                                                                         \
+    }
+#define COMPONENTS _Pragma("GCC unroll 9") for (whole k = 0; k < width; k++)
+
+INLINE void push_along(const whole width, const edges *g, const path *p, whole number, int v, whole i, whole num_parts,
+                       const row *const *weights, const row *const *features, const real *numbers, row *results) {
+    vector sums[width][AT_ONCE];
+    COMPONENTS EACH sums[k][u] = (vector){0};
     for (whole e = g->first_edge[i], end = end_of(g, i); e < end; e++) {
-        const whole *layout = g->layout, num_blocks = *layout++, of_pair = g->pair_of_edge[e] * g->num_paths;
-        const real *number = numbers + e * g->num_entries;
-        whole first_path = 0, component = 0;
-        row *first_sum = sums;
-        for (whole block = 0; block < num_blocks; block++) {
-            const whole dimension = *layout++, num_paths = *layout++;
-            const whole *path = layout;
-            for (whole a = 0; a < dimension; a++, component++) {
-                const whole of_sender = component * g->num_atoms + g->senders[e];
-                row *sum = first_sum;
-                path = layout;
-                for (whole p = 0; p < num_paths; sum += *path, number += *path, path = next_path(path), p++) {
-                    const whole of_path = of_pair + first_path + p, width = *path;
-                    PARTS {
-                        vector product = weights[0][of_path].part[v] * features[0][of_sender].part[v];
-                        for (whole part = 1; part < num_parts; part++)
-                            product += weights[part][of_path].part[v] * features[part][of_sender].part[v];
-                        for (whole k = 0; k < width; k++) sum[k].part[v] += number[k] * product;
-                    }
-                }
-            }
-            first_sum += num_results_of(layout, num_paths), first_path += num_paths, layout = path;
+        const whole of_path = g->pair_of_edge[e] * g->num_paths + number, of_sender = p->feature * g->num_atoms + g->senders[e];
+        const real *entry = numbers + e * g->num_entries + p->entry;
+        for (whole a = 0; a < p->dimension; a++, entry += p->step) {
+            const whole of_feature = of_sender + a * g->num_atoms;
+            vector product[AT_ONCE];
+            EACH product[u] = weights[0][of_path].part[v + u] * features[0][of_feature].part[v + u];
+            for (whole part = 1; part < num_parts; part++)
+                EACH product[u] += weights[part][of_path].part[v + u] * features[part][of_feature].part[v + u];
+            COMPONENTS EACH sums[k][u] += entry[k] * product[u];
         }
     }
-    const whole *layout = g->layout, num_blocks = *layout++;
-    const row *sum = sums;
-    for (whole block = 0; block < num_blocks; block++) {
-        const whole num_paths = (layout++, *layout++);
-        for (whole p = 0; p < num_paths; p++, layout = next_path(layout))
-            for (whole k = 0; k < *layout; k++) results[place_of(g, layout + 1 + 3 * k, i)] = *sum++;
-    }
+    COMPONENTS EACH results[place_of(g, p->places + 3 * k, i)].part[v + u] = sums[k][u];
 }
 
 /* Results of all products of several weights and features. */
 void push(const edges *g, whole num_parts, const row *const *weights, const row *const *features, const real *numbers,
           row *results) {
-#pragma omp parallel num_threads(g->num_threads)
-    {
-        row *sums = malloc(g->num_results * sizeof(row)); /* not on the stack, which may be small */
-#pragma omp for schedule(static)
-        for (whole i = 0; i < g->num_atoms; i++) push_to(g, i, num_parts, weights, features, numbers, results, sums);
-        free(sums);
-    }
+    path *paths = paths_of(g);
+#pragma omp parallel for schedule(static) num_threads(g->num_threads)
+    for (whole i = 0; i < g->num_atoms; i++)
+        for (whole n = 0; n < g->num_paths; n++)
+            SOME OF_WIDTH(paths[n].width, push_along, g, paths + n, n, v, i, num_parts, weights, features, numbers, results)
+    free(paths);
 }
 
-static void pull_to(const edges *g, whole j, const row *weights, const row *features, const real *numbers, const row *results,
-                    row *of_edges, row *by_features, row *sums) {
-    row *own = sums + g->num_features;
-    memset(sums, 0, 2 * g->num_features * sizeof(row));
-    if (features)
-        for (whole a = 0; a < g->num_features; a++) own[a] = features[a * g->num_atoms + j];
+INLINE void pull_along(const whole width, const edges *g, const path *p, whole number, int v, whole j, const row *weights,
+                       const row *features, const real *numbers, const row *results, row *of_edges, row *sums) {
+    vector gradients[width][AT_ONCE];
+    const row *rows[width];
+    const whole own = p->feature * g->num_atoms + j;
+    COMPONENTS rows[k] = results + place_of(g, p->places + 3 * k, 0);
     for (whole received = g->first_edge[j], end = end_of(g, j); received < end; received++) {
-        const whole e = g->reverse_edge[received], i = g->senders[received], of_pair = g->pair_of_edge[e] * g->num_paths;
-        const whole *layout = g->layout, num_blocks = *layout++;
-        const real *number = numbers + e * g->num_entries;
-        whole path = 0, component = 0;
-        for (whole block = 0; block < num_blocks; block++) {
-            const whole dimension = *layout++, num_paths = *layout++, num_results = num_results_of(layout, num_paths);
-            const real *first = number;
-            for (whole p = 0; p < num_paths; p++, path++, first += *layout, layout = next_path(layout)) {
-                const whole width = *layout;
-                const row *gradients[width];
-                for (whole k = 0; k < width; k++) gradients[k] = results + place_of(g, layout + 1 + 3 * k, i);
-                PARTS {
-                    vector by_weight = {0};
-                    const vector weight = weights ? weights[of_pair + path].part[v] : by_weight;
-                    for (whole a = 0; a < dimension; a++) {
-                        vector y = {0};
-                        for (whole k = 0; k < width; k++) y += first[a * num_results + k] * gradients[k]->part[v];
-                        by_weight += own[component + a].part[v] * y;
-                        sums[component + a].part[v] += weight * y;
-                    }
-                    if (features) of_edges[e * g->num_paths + path].part[v] = by_weight;
-                }
-            }
-            component += dimension, number += dimension * num_results;
+        const whole e = g->reverse_edge[received], i = g->senders[received];
+        const whole of_path = g->pair_of_edge[e] * g->num_paths + number;
+        const real *entry = numbers + e * g->num_entries + p->entry;
+        vector by_weight[AT_ONCE];
+        EACH by_weight[u] = (vector){0};
+        COMPONENTS EACH gradients[k][u] = rows[k][p->places[1] * i].part[v + u];
+        for (whole a = 0; a < p->dimension; a++, entry += p->step) {
+            vector y[AT_ONCE];
+            EACH y[u] = (vector){0};
+            COMPONENTS EACH y[u] += entry[k] * gradients[k][u];
+            if (features) EACH by_weight[u] += features[own + a * g->num_atoms].part[v + u] * y[u];
+            if (weights) EACH sums[p->feature + a].part[v + u] += weights[of_path].part[v + u] * y[u];
         }
+        if (features) EACH of_edges[e * g->num_paths + number].part[v + u] = by_weight[u];
     }
-    if (weights)
-        for (whole a = 0; a < g->num_features; a++) by_features[a * g->num_atoms + j] = sums[a];
 }
 
 /* By weights, if there are features; by features, if there are weights. Edges are taken by their senders; `of_edges` (E, paths)
    holds what belongs to each edge, before that of both directions is added. */
 void pull(const edges *g, const row *weights, const row *features, const real *numbers, const row *results, row *of_edges,
           row *by_weights, row *by_features) {
+    path *paths = paths_of(g);
 #pragma omp parallel num_threads(g->num_threads)
     {
-        row *sums = malloc(2 * g->num_features * sizeof(row));
+        row *sums = calloc(g->num_features, sizeof(row)); /* not on the stack, which may be small */
 #pragma omp for schedule(static)
-        for (whole j = 0; j < g->num_atoms; j++) pull_to(g, j, weights, features, numbers, results, of_edges, by_features, sums);
+        for (whole j = 0; j < g->num_atoms; j++) {
+            for (whole n = 0; n < g->num_paths; n++)
+                SOME OF_WIDTH(paths[n].width, pull_along, g, paths + n, n, v, j, weights, features, numbers, results, of_edges, sums)
+            for (whole a = 0; weights && a < g->num_features; a++) {
+                by_features[a * g->num_atoms + j] = sums[a];
+                sums[a] = (row){0};
+            }
+        }
         free(sums);
     }
+    free(paths);
     if (!features) return;
 #pragma omp parallel for schedule(static) num_threads(g->num_threads)
     for (whole q = 0; q < g->num_pairs; q++) {
@@ -138,35 +155,33 @@ void pull(const edges *g, const row *weights, const row *features, const real *n
     }
 }
 
-/* By the numbers. */
-void numbers_of(const edges *g, const row *weights, const row *features, const row *results, real *numbers) {
-#pragma omp parallel for schedule(static) num_threads(g->num_threads)
-    for (whole i = 0; i < g->num_atoms; i++)
-        for (whole e = g->first_edge[i], end = end_of(g, i); e < end; e++) {
-            const whole *layout = g->layout, num_blocks = *layout++;
-            const row *of_path = weights + g->pair_of_edge[e] * g->num_paths;
-            real *number = numbers + e * g->num_entries;
-            whole component = 0;
-            for (whole block = 0; block < num_blocks; block++) {
-                const whole dimension = *layout++, num_paths = *layout++;
-                const whole *path = layout;
-                for (whole a = 0; a < dimension; a++, component++) {
-                    const row *feature = features + component * g->num_atoms + g->senders[e];
-                    path = layout;
-                    for (whole p = 0; p < num_paths; path = next_path(path), p++) {
-                        row product;
-                        PARTS product.part[v] = of_path[p].part[v] * feature->part[v];
-                        for (whole k = 0; k < *path; k++) {
-                            const row *gradient = results + place_of(g, path + 1 + 3 * k, i);
-                            vector total = {0};
-                            PARTS total += product.part[v] * gradient->part[v];
-                            real sum = 0;
-                            for (int lane = 0; lane < LANES; lane++) sum += total[lane];
-                            *number++ = sum;
-                        }
-                    }
-                }
-                of_path += num_paths, layout = path;
+INLINE void numbers_along(const whole width, const edges *g, const path *p, whole number, whole i, const row *weights,
+                          const row *features, const row *results, real *numbers) {
+    for (whole e = g->first_edge[i], end = end_of(g, i); e < end; e++) {
+        const row *weight = weights + g->pair_of_edge[e] * g->num_paths + number;
+        const row *feature = features + p->feature * g->num_atoms + g->senders[e];
+        real *entry = numbers + e * g->num_entries + p->entry;
+        for (whole a = 0; a < p->dimension; a++, feature += g->num_atoms, entry += p->step) {
+            row product;
+            PARTS product.part[v] = weight->part[v] * feature->part[v];
+            COMPONENTS {
+                const row *gradient = results + place_of(g, p->places + 3 * k, i);
+                vector total = {0};
+                PARTS total += product.part[v] * gradient->part[v];
+                real sum = 0;
+                for (int lane = 0; lane < LANES; lane++) sum += total[lane];
+                entry[k] = sum;
             }
         }
+    }
+}
+
+/* By the numbers. */
+void numbers_of(const edges *g, const row *weights, const row *features, const row *results, real *numbers) {
+    path *paths = paths_of(g);
+#pragma omp parallel for schedule(static) num_threads(g->num_threads)
+    for (whole i = 0; i < g->num_atoms; i++)
+        for (whole n = 0; n < g->num_paths; n++)
+            OF_WIDTH(paths[n].width, numbers_along, g, paths + n, n, i, weights, features, results, numbers)
+    free(paths);
 }
