@@ -10,7 +10,6 @@ N atoms, U channels, P paths; I, J, K components of x, y, z; T coefficients that
 """
 
 import ctypes
-import math
 from collections.abc import Sequence
 from ctypes import c_int, c_longlong, c_void_p
 from pathlib import Path
@@ -21,10 +20,9 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from modelforge.nn.autograd import is_wanted
-from modelforge.nn.native.library import native
+from modelforge.nn.native.library import native_rows
 
 SOURCE = Path(__file__).with_name("coupled_products.c")
-WIDTH = 64  # bytes of a vector, at most
 
 
 class Couplings(nn.Module):
@@ -149,8 +147,7 @@ class _Products(ctypes.Structure):
 
 
 def _library(factor: Tensor) -> ctypes.CDLL | None:
-    lanes = math.gcd(factor.shape[-1], WIDTH // factor.dtype.itemsize)
-    return native(SOURCE, factor.dtype, LANES=lanes, VECTORS=factor.shape[-1] // lanes)
+    return native_rows(SOURCE, factor.dtype, factor.shape[-1])
 
 
 def _call(name: str, tables: Sequence[Tensor], factors: Sequence[Tensor], result: Tensor, *, num_results: int) -> None:

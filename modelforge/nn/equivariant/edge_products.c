@@ -9,18 +9,6 @@
 
 #include "rows.h"
 
-#define PARTS for (int v = 0; v < VECTORS; v++)
-#define INLINE static inline __attribute__((always_inline))
-
-/* Vectors whose sums are in registers at a time. */
-#if defined(__AVX512F__) && VECTORS % 2 == 0
-#define AT_ONCE 2
-#else
-#define AT_ONCE 1
-#endif
-#define EACH _Pragma("GCC unroll 2") for (int u = 0; u < AT_ONCE; u++)
-#define SOME for (int v = 0; v < VECTORS; v += AT_ONCE)
-
 typedef struct {
     const whole *layout, *first_edge, *senders, *reverse_edge, *pair_of_edge, *first_of_pair, *second_of_pair;
     whole num_atoms, num_edges, num_pairs, num_features, num_paths, num_entries, num_results;
@@ -75,20 +63,20 @@ static path *paths_of(const edges *g) {
 INLINE void push_along(const whole width, const edges *g, const path *p, whole number, int v, whole i, whole num_parts,
                        const row *const *weights, const row *const *features, const real *numbers, row *results) {
     vector sums[width][AT_ONCE];
-    COMPONENTS EACH sums[k][u] = (vector){0};
+    COMPONENTS THESE sums[k][u] = (vector){0};
     for (whole e = g->first_edge[i], end = end_of(g, i); e < end; e++) {
         const whole of_path = g->pair_of_edge[e] * g->num_paths + number, of_sender = p->feature * g->num_atoms + g->senders[e];
         const real *entry = numbers + e * g->num_entries + p->entry;
         for (whole a = 0; a < p->dimension; a++, entry += p->step) {
             const whole of_feature = of_sender + a * g->num_atoms;
             vector product[AT_ONCE];
-            EACH product[u] = weights[0][of_path].part[v + u] * features[0][of_feature].part[v + u];
+            THESE product[u] = weights[0][of_path].part[v + u] * features[0][of_feature].part[v + u];
             for (whole part = 1; part < num_parts; part++)
-                EACH product[u] += weights[part][of_path].part[v + u] * features[part][of_feature].part[v + u];
-            COMPONENTS EACH sums[k][u] += entry[k] * product[u];
+                THESE product[u] += weights[part][of_path].part[v + u] * features[part][of_feature].part[v + u];
+            COMPONENTS THESE sums[k][u] += entry[k] * product[u];
         }
     }
-    COMPONENTS EACH results[place_of(g, p->places + 3 * k, i)].part[v + u] = sums[k][u];
+    COMPONENTS THESE results[place_of(g, p->places + 3 * k, i)].part[v + u] = sums[k][u];
 }
 
 /* Results of all products of several weights and features. */
@@ -113,16 +101,16 @@ INLINE void pull_along(const whole width, const edges *g, const path *p, whole n
         const whole of_path = g->pair_of_edge[e] * g->num_paths + number;
         const real *entry = numbers + e * g->num_entries + p->entry;
         vector by_weight[AT_ONCE];
-        EACH by_weight[u] = (vector){0};
-        COMPONENTS EACH gradients[k][u] = rows[k][p->places[1] * i].part[v + u];
+        THESE by_weight[u] = (vector){0};
+        COMPONENTS THESE gradients[k][u] = rows[k][p->places[1] * i].part[v + u];
         for (whole a = 0; a < p->dimension; a++, entry += p->step) {
             vector y[AT_ONCE];
-            EACH y[u] = (vector){0};
-            COMPONENTS EACH y[u] += entry[k] * gradients[k][u];
-            if (features) EACH by_weight[u] += features[own + a * g->num_atoms].part[v + u] * y[u];
-            if (weights) EACH sums[p->feature + a].part[v + u] += weights[of_path].part[v + u] * y[u];
+            THESE y[u] = (vector){0};
+            COMPONENTS THESE y[u] += entry[k] * gradients[k][u];
+            if (features) THESE by_weight[u] += features[own + a * g->num_atoms].part[v + u] * y[u];
+            if (weights) THESE sums[p->feature + a].part[v + u] += weights[of_path].part[v + u] * y[u];
         }
-        if (features) EACH of_edges[e * g->num_paths + number].part[v + u] = by_weight[u];
+        if (features) THESE of_edges[e * g->num_paths + number].part[v + u] = by_weight[u];
     }
 }
 

@@ -1,7 +1,6 @@
 """`edge_products.c` as functions of tensors: the same as the operators of `edge_products.py`, on the CPU."""
 
 import ctypes
-import math
 from collections.abc import Sequence
 from ctypes import c_int, c_longlong, c_void_p
 from functools import cache
@@ -11,11 +10,9 @@ import torch
 from torch import Tensor
 
 from modelforge.nn.equivariant.edge_layout import Layout
-from modelforge.nn.native.library import native
+from modelforge.nn.native.library import native_rows
 
 SOURCE = Path(__file__).with_name("edge_products.c")
-WIDTH = 64
-"""Bytes of a vector, at most: those of the widest registers; narrower ones take a few at a time."""
 NUM_TABLES = 6
 """Tables that native code needs: first edge that each atom receives, senders, reverses, pairs of edges, both edges of pairs."""
 
@@ -30,12 +27,7 @@ class _Edges(ctypes.Structure):
 
 def library_for(weights: Tensor) -> ctypes.CDLL | None:
     """The compiled source for weights (Q, P, C) on the CPU, if there can be one."""
-    return _library(weights.dtype, weights.shape[2]) if weights.device.type == "cpu" else None
-
-
-def _library(dtype: torch.dtype, channels: int) -> ctypes.CDLL | None:
-    lanes = math.gcd(channels, WIDTH // dtype.itemsize)
-    return native(SOURCE, dtype, LANES=lanes, VECTORS=channels // lanes)
+    return native_rows(SOURCE, weights.dtype, weights.shape[2]) if weights.device.type == "cpu" else None
 
 
 def push(
@@ -73,7 +65,7 @@ def numbers_of(weights: Tensor, features: Tensor, results: Tensor, tables: Seque
 
 
 def _call(name: str, tables: Sequence[Tensor], layout: Layout, results: Tensor, *arguments: object) -> None:
-    library = _library(results.dtype, results.shape[1])
+    library = native_rows(SOURCE, results.dtype, results.shape[1])
     assert library is not None, "tables were made for native code, which cannot be loaded any more"
     pointers = (c_void_p(table.data_ptr()) for table in tables)
     sizes = (len(tables[0]), len(tables[1]), len(tables[4]), *_sizes(layout), torch.get_num_threads())

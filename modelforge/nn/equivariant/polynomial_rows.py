@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from modelforge.nn.elements.grouped_matrices import outer, product
+from modelforge.nn.equivariant.polynomial_slopes import is_native, slopes
 
 
 class Rows(Protocol):
@@ -116,9 +117,12 @@ class RowsAsSums:
 
     def slopes_of_coefficients(self, gradient: Tensor, x: Tensor) -> list[Tensor]:
         """From a gradient (N, O (1 + n), C)."""
-        elements = torch.arange(self.coefficients[0].shape[0], device=x.device)
+        num_elements, heights = self.coefficients[0].shape[0], [factors.shape[1] for factors in self.factors]
+        if is_native(x):
+            blocks = zip(torch.split(self.row_of_slot, heights), self.factors, strict=True)
+            return [slopes(gradient, rows, x, factors, self.columns, num_elements) for rows, factors in blocks]
+        elements = torch.arange(num_elements, device=x.device)
         is_element = (elements[:, None] == self.columns).to(x.dtype)[..., None, None, None]  # (Z, N, 1, 1, 1)
-        heights = [factors.shape[1] for factors in self.factors]
         parts = torch.split(gradient.index_select(1, self.row_of_slot), heights, dim=1)
         results = []
         for part, factors, coefficients in zip(parts, self.factors, self.coefficients, strict=True):

@@ -6,6 +6,7 @@ same, slower.
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import shlex
@@ -22,6 +23,8 @@ import torch
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math")
 HEADERS = Path(__file__).parent
 REAL = {torch.float32: "float", torch.float64: "double"}
+WIDTH = 64
+"""Bytes of a vector, at most: those of the widest registers; narrower ones take a few at a time."""
 SWITCH = "MODELFORGE_NATIVE"
 """Set to 0, this variable of the environment turns native code off."""
 
@@ -31,6 +34,12 @@ def native(source: Path, dtype: torch.dtype, **numbers: int) -> ctypes.CDLL | No
     if dtype not in REAL or os.environ.get(SWITCH) == "0":
         return None
     return _library(source, tuple(f"-D{key}={value}" for key, value in {"REAL": REAL[dtype], **numbers}.items()))
+
+
+def native_rows(source: Path, dtype: torch.dtype, num_channels: int) -> ctypes.CDLL | None:
+    """A C file with `rows.h`, for rows of so many channels."""
+    lanes = math.gcd(num_channels, WIDTH // dtype.itemsize)
+    return native(source, dtype, LANES=lanes, VECTORS=num_channels // lanes)
 
 
 @cache

@@ -1,7 +1,6 @@
 """`neighbour_sums.c` as operators: the sums of `neighbour_sums.py` on the CPU, one node each for the compiler."""
 
 import ctypes
-import math
 from collections.abc import Sequence
 from ctypes import c_int, c_longlong, c_void_p
 from pathlib import Path
@@ -10,12 +9,10 @@ import torch
 from torch import Tensor
 
 from modelforge.atoms.graph import AtomicGraph
-from modelforge.nn.native.library import native
+from modelforge.nn.native.library import native_rows
 from modelforge.nn.neighbours.pairs import Pairs
 
 SOURCE = Path(__file__).with_name("neighbour_sums.c")
-WIDTH = 64
-"""Bytes of a vector, at most."""
 EDGES = "Tensor first_edge, Tensor senders, Tensor pair_of_edge, Tensor first_of_pair, Tensor receivers, int[] parts"
 
 torch.library.define("modelforge::sum_over_neighbours", f"(Tensor filters, Tensor x, {EDGES}) -> Tensor")
@@ -52,8 +49,7 @@ def _edges(pairs: Pairs, graph: AtomicGraph) -> tuple[Tensor, ...]:
 
 
 def _library(x: Tensor) -> ctypes.CDLL | None:
-    lanes = math.gcd(x.shape[2], WIDTH // x.dtype.itemsize)
-    return native(SOURCE, x.dtype, LANES=lanes, VECTORS=x.shape[2] // lanes)
+    return native_rows(SOURCE, x.dtype, x.shape[2])
 
 
 @torch.library.impl("modelforge::sum_over_neighbours", "cpu")

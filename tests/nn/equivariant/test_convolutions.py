@@ -30,12 +30,14 @@ def graph() -> AtomicGraph:
     return batch_of([cluster(6, (1, 6, 8), seed=1), cluster(1, (1,), seed=2), cluster(4, (1, 6), seed=3)], cutoff=3.0).graph
 
 
-@pytest.fixture(params=["C", "torch"])
+@pytest.fixture(params=[("C", 3), ("C", 16), ("torch", 3)], ids=["C", "C with several vectors at once", "torch"])
 def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(library.SWITCH, "1" if request.param == "C" else "0")
-    if request.param == "C" and library_for(torch.empty(1, 1, CHANNELS, dtype=torch.float64)) is None:
+    name, channels = request.param
+    monkeypatch.setenv(library.SWITCH, "1" if name == "C" else "0")
+    monkeypatch.setitem(globals(), "CHANNELS", channels)
+    if name == "C" and library_for(torch.empty(1, 1, CHANNELS, dtype=torch.float64)) is None:
         pytest.skip("there is no C compiler here")
-    return request.param
+    return name
 
 
 def written_out(convolution: Convolution, graph: AtomicGraph, pairs: Pairs) -> Sums:

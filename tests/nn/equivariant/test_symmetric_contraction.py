@@ -17,9 +17,11 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from modelforge.nn.elements.grouped_products import row_groups
 from modelforge.nn.equivariant.irreps import blocks, natural_irrep
 from modelforge.nn.equivariant.polynomial_rows import RowsAsProducts
+from modelforge.nn.equivariant.polynomial_slopes import is_native
 from modelforge.nn.equivariant.product_basis import coupling_matrices, num_couplings
 from modelforge.nn.equivariant.spherical_harmonics import SphericalHarmonics
 from modelforge.nn.equivariant.symmetric_contraction import MOST_ELEMENTS, SymmetricContraction, weight_name
+from modelforge.nn.native.library import SWITCH
 
 RELATIVE = 1e-12
 COLUMNS = torch.tensor([0, 3, 3, 0, 3, 2, 0])  # elements of atoms; of element 1 there is none
@@ -98,9 +100,16 @@ def test_values_and_derivatives_are_those_of_the_definition(l_in: int, outputs: 
     assert_close(found, derivatives(defined, weights, features))
 
 
+@pytest.mark.parametrize("language", ["C", "torch"])
 @pytest.mark.parametrize("num_elements", [4, 11])
-@pytest.mark.parametrize(("l_in", "outputs", "correlation"), [(1, (0,), 1), (3, (1, 0), 3)])
-def test_what_a_compiler_sees_gives_the_same(l_in: int, outputs: tuple[int, ...], correlation: int, num_elements: int) -> None:
+@pytest.mark.parametrize(("l_in", "outputs", "correlation"), [(1, (0,), 1), (3, (1, 0), 3), (2, (0, 1), 2), (1, (1, 0), 4)])
+def test_what_a_compiler_sees_gives_the_same(
+    l_in: int, outputs: tuple[int, ...], correlation: int, num_elements: int, language: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the slopes of coefficients in C, or as torch has them."""
+    monkeypatch.setenv(SWITCH, "1" if language == "C" else "0")
+    if language == "C" and not is_native(random(1, 1, NUM_CHANNELS)):
+        pytest.skip("there is no C compiler here")
     layer = contraction(l_in, outputs, correlation, num_elements=num_elements)
     features, weights = random(len(COLUMNS), (l_in + 1) ** 2, NUM_CHANNELS), [w.detach() for w in layer.weights.values()]
 
@@ -112,6 +121,8 @@ def test_what_a_compiler_sees_gives_the_same(l_in: int, outputs: tuple[int, ...]
     traced = make_fx(step, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*stand_ins)
     uses_products = any("grouped_product" in str(node.target) for node in traced.graph.nodes)
     assert uses_products == (num_elements > MOST_ELEMENTS)
+    uses_c = any("polynomial_slopes" in str(node.target) for node in traced.graph.nodes)
+    assert uses_c == (language == "C" and not uses_products)
     for num_atoms in (len(COLUMNS), 4):
         inputs = (features[:num_atoms], COLUMNS[:num_atoms], *weights)
         assert_close(traced(*inputs), step(*inputs))
