@@ -59,7 +59,10 @@ class SOAP(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """A step against the gradients that the weights have; those without one stay, and count as gradients of zero."""
+        """A step against the gradients that the weights have.
+
+        A weight without one stays, and counts as one with a gradient of zero, unless its whole group has none.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -88,7 +91,7 @@ class _Group:
         self.num_steps = max(known.get("step", 0) for known in self.states)
         self.weights = [weight for stack in stacks for weight in stack]
         self.places: list[Tensor] = []  # of each weight's gradient, and then of its change
-        self.stacks: list[_Stack] = []  # those that have bases, and the first values
+        self.stacks: list[_Stack] = []  # those that have bases, whose values come first
         self.bases: dict[int, list[_Basis]] = {}  # by size
         end = 0
         for stack, known, size in zip(stacks, self.states, sizes, strict=True):
@@ -169,7 +172,7 @@ class _Basis:
         self.columns = torch.eye(size, dtype=like.dtype, device=like.device).repeat(num, 1, 1)  # (K, n, n) eigenvectors
         self.rows = self.columns.mT
         self.turn = torch.empty_like(self.columns)  # (K, n, n) into this basis from the one before
-        self.order = torch.empty_like(self.columns, dtype=torch.long)[:, 0]  # (K, n) which of its columns each is next to
+        self.order = torch.zeros(num, size, dtype=torch.long, device=like.device)  # (K, n) which of its columns each is next to
 
 
 class _Stack:
@@ -247,6 +250,7 @@ def _take_over(known: dict[str, Any], places: Mapping[str, Tensor]) -> None:
     """From now on a state has these tensors, with the values that it had before, if any."""
     for name, place in places.items():
         if name in known:
+            assert known[name].shape == place.shape, f"{name} of other weights"
             place.copy_(known[name])
         known[name] = place
 

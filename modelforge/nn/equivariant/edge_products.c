@@ -1,11 +1,11 @@
 /* The sums of edge_products.py over the edges of one atom after another, with nothing of the size of edges times components in
-   memory. Sums run in the order of the edges, whatever the number of threads. An atom's edges are gone through for each path, so
-   that the sums of its results stay in registers: what is read for them again is in the nearest cache.
+   memory. Sums run in the order of the edges, whatever the number of threads. A push goes through an atom's edges for each
+   path, so that the sums of its results stay in registers.
 
    REAL is float or double; a row has LANES * VECTORS channels, which are summed LANES at a time. N atoms, E edges, Q pairs.
    Weights are those of pairs (Q, paths, channels), numbers those of edges (E, entries). A layout is a list of numbers: blocks;
-   then for each block its components A and its paths; then for each path its components, and for each of these three numbers r,
-   s, o: its row of the results of atom n is  N r + s n + o. */
+   then for each block its components A and its paths; then for each path its components, at most WIDEST, and for each of these
+   three numbers r, s, o: its row of the results of atom n is  N r + s n + o. */
 
 #include "rows.h"
 
@@ -48,7 +48,8 @@ static path *paths_of(const edges *g) {
     return paths;
 }
 
-/* The widths of l up to 4 are constants within a function: its sums stay in registers. */
+/* Widths are constants within a function, whose arrays are registers then. */
+#define WIDEST 13 /* l up to 6 */
 #define OF_WIDTH(w, function, ...)                                                                                             \
     switch (w) {                                                                                                               \
     case 1: function(1, __VA_ARGS__); break;                                                                                   \
@@ -56,13 +57,15 @@ static path *paths_of(const edges *g) {
     case 5: function(5, __VA_ARGS__); break;                                                                                   \
     case 7: function(7, __VA_ARGS__); break;                                                                                   \
     case 9: function(9, __VA_ARGS__); break;                                                                                   \
+    case 11: function(11, __VA_ARGS__); break;                                                                                 \
+    case 13: function(13, __VA_ARGS__); break;                                                                                 \
     default: function(w, __VA_ARGS__);                                                                                         \
     }
-#define COMPONENTS _Pragma("GCC unroll 9") for (whole k = 0; k < width; k++)
+#define COMPONENTS _Pragma("GCC unroll 13") for (whole k = 0; k < width; k++)
 
 INLINE void push_along(const whole width, const edges *g, const path *p, whole number, int v, whole i, whole num_parts,
                        const row *const *weights, const row *const *features, const real *numbers, row *results) {
-    vector sums[width][AT_ONCE];
+    vector sums[WIDEST][AT_ONCE];
     COMPONENTS THESE sums[k][u] = (vector){0};
     for (whole e = g->first_edge[i], end = end_of(g, i); e < end; e++) {
         const whole of_path = g->pair_of_edge[e] * g->num_paths + number, of_sender = p->feature * g->num_atoms + g->senders[e];
@@ -90,19 +93,17 @@ void push(const edges *g, whole num_parts, const row *const *weights, const row 
     free(paths);
 }
 
-INLINE void pull_along(const whole width, const edges *g, const path *p, whole number, int v, whole j, const row *weights,
-                       const row *features, const real *numbers, const row *results, row *of_edges, row *sums) {
-    vector gradients[width][AT_ONCE];
-    const row *rows[width];
-    const whole own = p->feature * g->num_atoms + j;
-    COMPONENTS rows[k] = results + place_of(g, p->places + 3 * k, 0);
-    for (whole received = g->first_edge[j], end = end_of(g, j); received < end; received++) {
-        const whole e = g->reverse_edge[received], i = g->senders[received];
-        const whole of_path = g->pair_of_edge[e] * g->num_paths + number;
+INLINE void pull_along(const whole width, const edges *g, const path *p, whole number, whole e, whole j, whole i,
+                       const row *weights, const row *features, const real *numbers, const row *results, row *of_edges,
+                       row *sums) {
+    const whole of_path = g->pair_of_edge[e] * g->num_paths + number, own = p->feature * g->num_atoms + j;
+    const row *rows[WIDEST];
+    COMPONENTS rows[k] = results + place_of(g, p->places + 3 * k, i);
+    SOME {
         const real *entry = numbers + e * g->num_entries + p->entry;
-        vector by_weight[AT_ONCE];
+        vector gradients[WIDEST][AT_ONCE], by_weight[AT_ONCE];
         THESE by_weight[u] = (vector){0};
-        COMPONENTS THESE gradients[k][u] = rows[k][p->places[1] * i].part[v + u];
+        COMPONENTS THESE gradients[k][u] = rows[k]->part[v + u];
         for (whole a = 0; a < p->dimension; a++, entry += p->step) {
             vector y[AT_ONCE];
             THESE y[u] = (vector){0};
@@ -124,8 +125,12 @@ void pull(const edges *g, const row *weights, const row *features, const real *n
         row *sums = calloc(g->num_features, sizeof(row)); /* not on the stack, which may be small */
 #pragma omp for schedule(static)
         for (whole j = 0; j < g->num_atoms; j++) {
-            for (whole n = 0; n < g->num_paths; n++)
-                SOME OF_WIDTH(paths[n].width, pull_along, g, paths + n, n, v, j, weights, features, numbers, results, of_edges, sums)
+            for (whole received = g->first_edge[j], end = end_of(g, j); received < end; received++) {
+                const whole e = g->reverse_edge[received], i = g->senders[received];
+                for (whole n = 0; n < g->num_paths; n++)
+                    OF_WIDTH(paths[n].width, pull_along, g, paths + n, n, e, j, i, weights, features, numbers, results,
+                             of_edges, sums)
+            }
             for (whole a = 0; weights && a < g->num_features; a++) {
                 by_features[a * g->num_atoms + j] = sums[a];
                 sums[a] = (row){0};

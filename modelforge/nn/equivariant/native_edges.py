@@ -13,6 +13,7 @@ from modelforge.nn.equivariant.edge_layout import Layout
 from modelforge.nn.native.library import native_rows
 
 SOURCE = Path(__file__).with_name("edge_products.c")
+WIDEST = 13  # components of a result, in edge_products.c
 NUM_TABLES = 6
 """Tables that native code needs: first edge that each atom receives, senders, reverses, pairs of edges, both edges of pairs."""
 
@@ -85,6 +86,7 @@ def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[c_void_p]:
 
 @cache
 def _sizes(layout: Layout) -> tuple[int, int, int, int]:
+    assert max(layout.widths_of_products) <= WIDEST, "a result of a degree above 6"
     return sum(layout.dimensions), sum(layout.num_paths), len(layout.entries), layout.num_results
 
 

@@ -18,13 +18,14 @@ typedef struct {
 #define MONOMIALS _Pragma("GCC unroll 8") for (whole k = 0; k < num; k++)
 #define FACTORS _Pragma("GCC unroll 3") for (whole d = 0; d < degree; d++)
 
-/* Of the monomials from m on, all atoms and the vectors from v on. Both numbers are constants where it is inlined. */
+/* Of the monomials from m on, all atoms and the vectors from v on. Their number is a constant where it is inlined, and the degree
+   up to 3. */
 INLINE void sums_of(const whole num, const whole degree, const monomials *p, whole r, whole m, int v, const row *gradients,
                     const row *x, row *results) {
     const whole *first = p->factors + r * p->num_monomials + m, next_factor = p->num_rows * p->num_monomials;
     const row *gradient = gradients + p->rows[r];
     for (whole z = 0, place = 0; z < p->num_elements; z++, results += next_factor) {
-        vector sums[num][AT_ONCE];
+        vector sums[MOST][AT_ONCE];
         MONOMIALS THESE sums[k][u] = (vector){0};
         for (; place < p->ends[z]; place++) {
             const row *of_atom = x + p->atoms[place] * p->num_components, *g = gradient + p->atoms[place] * p->num_gradients;

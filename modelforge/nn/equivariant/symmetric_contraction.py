@@ -21,7 +21,7 @@ from modelforge.nn.elements.grouped_products import RowGroups, back_in_place, so
 from modelforge.nn.equivariant.polynomial_rows import Rows, RowsAsProducts, RowsAsSums
 from modelforge.nn.equivariant.product_basis import Blocks, coupling_matrices, polynomials
 
-MOST_ELEMENTS = 10  # of rows as sums: the slopes of their weights cost as much as each element alone for all of them
+MOST_ELEMENTS = 10  # of rows as sums: without C the slopes of their weights cost as much as each element alone for all of them
 
 
 class SymmetricContraction(nn.Module):
