@@ -18,8 +18,8 @@ typedef struct {
 #define MONOMIALS _Pragma("GCC unroll 8") for (whole k = 0; k < num; k++)
 #define FACTORS _Pragma("GCC unroll 3") for (whole d = 0; d < degree; d++)
 
-/* Of the monomials from m on, all atoms and the vectors from v on. Their number is a constant where it is inlined, and the degree
-   up to 3. */
+/* Of the monomials from m on, all atoms and the vectors from v on. Their number is a constant where it is inlined, and
+   the degree up to 3. */
 INLINE void sums_of(const whole num, const whole degree, const monomials *p, whole r, whole m, int v, const row *gradients,
                     const row *x, row *results) {
     const whole *first = p->factors + r * p->num_monomials + m, next_factor = p->num_rows * p->num_monomials;
