@@ -11,7 +11,7 @@
 
 typedef struct {
     const whole *layout, *first_edge, *senders, *reverse_edge, *pair_of_edge, *first_of_pair, *second_of_pair;
-    whole num_atoms, num_edges, num_pairs, num_features, num_paths, num_entries, num_results;
+    whole num_atoms, num_edges, num_pairs, num_features, num_paths, num_entries;
     int num_threads;
 } edges;
 

@@ -21,7 +21,7 @@ NUM_TABLES = 6
 class _Edges(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("layout", "first", "senders", "reverses", "pairs", "first_of_pair", "second_of_pair")),
-        *((f"num_{name}", c_longlong) for name in ("atoms", "edges", "pairs", "features", "paths", "entries", "results")),
+        *((f"num_{name}", c_longlong) for name in ("atoms", "edges", "pairs", "features", "paths", "entries")),
         ("num_threads", c_int),
     )
 
@@ -85,9 +85,9 @@ def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[c_void_p]:
 
 
 @cache
-def _sizes(layout: Layout) -> tuple[int, int, int, int]:
+def _sizes(layout: Layout) -> tuple[int, int, int]:
     assert max(layout.widths_of_products) <= WIDEST, "a result of a degree above 6"
-    return sum(layout.dimensions), sum(layout.num_paths), len(layout.entries), layout.num_results
+    return sum(layout.dimensions), sum(layout.num_paths), len(layout.entries)
 
 
 @cache
